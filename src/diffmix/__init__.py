@@ -1,0 +1,1 @@
+"""diffmix: sequence models whose tokens exchange information by diffusion."""
