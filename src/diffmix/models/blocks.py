@@ -1,0 +1,123 @@
+"""The two blocks that carry the mixers: the diffusion step (attention-free) and the attention block.
+
+B batch, N tokens, D channels. Rows hold their real tokens first; `padding_mask` [B, N] bool or None.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from diffmix.models.configuration import DiffmixConfig
+from diffmix.models.mixers import MIXERS
+
+
+class MLP(nn.Module):
+    """D → intermediate → D with GELU."""
+
+    def __init__(self, config: DiffmixConfig):
+        super().__init__()
+        self.expand = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.contract = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[…, D] → […, D]."""
+        return self.contract(F.gelu(self.expand(hidden)))
+
+
+class MaskedBatchNorm(nn.BatchNorm1d):
+    """Batch norm over the channels of [B, N, D] whose statistics are those of real tokens only."""
+
+    def forward(self, hidden: Tensor, padding_mask: Tensor | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """[B, N, D] → [B, N, D]; normalises by the batch in training, by the running statistics otherwise."""
+        if not self.training:
+            return F.batch_norm(
+                hidden.flatten(0, 1), self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            ).unflatten(0, hidden.shape[:2])
+        tokens = hidden.float() if hidden.dtype in (torch.bfloat16, torch.float16) else hidden
+        if padding_mask is None:
+            count = torch.tensor(tokens.shape[0] * tokens.shape[1], device=hidden.device, dtype=tokens.dtype)
+            real = torch.ones((), device=hidden.device, dtype=tokens.dtype)
+        else:
+            real = padding_mask.unsqueeze(-1).to(tokens.dtype)
+            count = real.sum().clamp(min=1)
+            tokens = tokens.masked_fill(~padding_mask.unsqueeze(-1), 0.0)
+        mean = tokens.sum((0, 1)) / count
+        variance = (((tokens - mean) * real) ** 2).sum((0, 1)) / count
+        with torch.no_grad():
+            unbiased = variance * count / (count - 1).clamp(min=1)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)  # pyright: ignore
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)  # pyright: ignore
+            self.num_batches_tracked.add_(1)  # pyright: ignore
+        normal = (tokens - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        return normal.to(hidden.dtype)
+
+
+class MaskedLayerNorm(nn.LayerNorm):
+    """Layer norm with the signature of `MaskedBatchNorm`; a token's norm depends on nothing but the token."""
+
+    def forward(self, hidden: Tensor, padding_mask: Tensor | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """[B, N, D] → [B, N, D]."""
+        return super().forward(hidden)
+
+
+def make_norm(config: DiffmixConfig) -> MaskedLayerNorm | MaskedBatchNorm:
+    """The norm that the configuration asks for."""
+    kind = {"layer": MaskedLayerNorm, "batch": MaskedBatchNorm}[config.norm]
+    return kind(config.hidden_size, eps=config.norm_eps)
+
+
+class DiffusionStep(GradientCheckpointingLayer):
+    """One step of attention-free diffusion: h ← Norm(α h + (1-α) MLP(Σ_o W_o h_{i+o})).
+
+    With `norm_placement="pre"`: h ← α h + (1-α) MLP(Σ_o W_o Norm(h)_{i+o}). With `neighbor_update="mlp_then_mix"` the
+    mixture is Σ_o W_o MLP(h_{i+o}), equation 3 of Banavara (2025).
+    """
+
+    def __init__(self, config: DiffmixConfig):
+        super().__init__()
+        self.mixer = MIXERS["neighbor"](config)
+        self.mlp = MLP(config)
+        self.norm = make_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.pre_norm = config.norm_placement == "pre"
+        self.mix_first = config.neighbor_update == "mix_then_mlp"
+        self.alpha = config.neighbor_alpha
+        self.alpha_logit: nn.Parameter | None = None
+        if config.neighbor_alpha_mode != "fixed":
+            logit = math.log(config.neighbor_alpha / (1 - config.neighbor_alpha))
+            channels = config.hidden_size if config.neighbor_alpha_mode == "channel" else 1
+            self.alpha_logit = nn.Parameter(torch.full((channels,), logit))
+
+    def forward(self, hidden: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """[B, N, D] → [B, N, D]."""
+        source = self.norm(hidden, padding_mask) if self.pre_norm else hidden
+        if self.mix_first:
+            update = self.mlp(self.mixer(source, padding_mask))
+        else:
+            update = self.mixer(self.mlp(source), padding_mask)
+        update = self.dropout(update).to(hidden.dtype)
+        alpha = self.alpha if self.alpha_logit is None else self.alpha_logit.sigmoid().to(hidden.dtype)
+        blended = torch.lerp(update, hidden, alpha)
+        return blended if self.pre_norm else self.norm(blended, padding_mask)
+
+
+class AttentionBlock(GradientCheckpointingLayer):
+    """The pre-norm transformer block: h ← h + Attention(Norm(h)), h ← h + MLP(Norm(h))."""
+
+    def __init__(self, config: DiffmixConfig):
+        super().__init__()
+        self.mixer_norm = make_norm(config)
+        self.mixer = MIXERS[config.mixer](config)
+        self.mlp_norm = make_norm(config)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """[B, N, D] → [B, N, D]."""
+        hidden = hidden + self.dropout(self.mixer(self.mixer_norm(hidden, padding_mask), padding_mask)).to(hidden.dtype)
+        return hidden + self.dropout(self.mlp(self.mlp_norm(hidden, padding_mask))).to(hidden.dtype)

@@ -1,0 +1,201 @@
+"""The configuration of every diffmix model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PretrainedConfig
+
+MIXERS = ("neighbor", "softmax")
+POSITION_EMBEDDINGS = ("rotary", "learned", "none")
+POOLINGS = ("mean", "max", "mean_max", "attention", "first")
+NORMS = ("layer", "batch")
+NORM_PLACEMENTS = ("pre", "post")
+ALPHA_MODES = ("fixed", "channel", "learned")
+UPDATES = ("mix_then_mlp", "mlp_then_mix")
+BOUNDARIES = ("zero", "wrap")
+
+
+class DiffmixConfig(PretrainedConfig):
+    """Configuration of a diffmix model: `mixer` says how tokens exchange information, the rest is shared.
+
+    Args:
+        mixer: `"neighbor"` (attention-free diffusion steps) or `"softmax"` (the baseline, transformer blocks).
+        vocab_size: number of token ids.
+        hidden_size: D, channels of a token's state.
+        num_hidden_layers: blocks; for `neighbor` T, the number of diffusion steps.
+        num_attention_heads: heads of the attention mixers.
+        intermediate_size: hidden width of the MLP; None: 4·hidden_size.
+        max_position_embeddings: the longest sequence that a model with learned positions takes, and what tokenizers cut at.
+        position_embedding: `"rotary"`, `"learned"` or `"none"`; None: rotary for attention mixers, none for neighbor.
+        hidden_dropout: on the update of each block.
+        attention_dropout: on attention weights.
+        embedding_dropout: on channels of the embedded tokens.
+        token_dropout: probability that a token's whole embedding is zeroed in training (word dropout).
+        classifier_dropout: inside the classification head.
+        noise_std: σ of the Gaussian noise added to the embeddings in training (equation 1 of the paper).
+        embedding_std: standard deviation of freshly drawn embeddings.
+        norm: `"layer"` or `"batch"` (over real tokens only).
+        norm_eps: added to variances.
+        norm_placement: `"post"`: Norm(α h + (1-α) f(h)); `"pre"`: α h + (1-α) f(Norm(h)), one more norm at the end.
+            None: post for neighbor (the paper), pre for attention mixers.
+        pooling: how tokens become one vector: `"mean"`, `"max"`, `"mean_max"` (both, side by side), `"attention"` (weights
+            from a learned query) or `"first"`. Real tokens only.
+        classifier_hidden_size: width of the head's hidden layer; None: hidden_size; 0: a linear head.
+        neighbor_offsets: the neighbourhood, integers relative to the token itself.
+        neighbor_alpha: α, what a token keeps of its state in a step, 0 < α < 1.
+        neighbor_alpha_mode: α as given (`"fixed"`), learned for each channel (`"channel"`) or as one number a step (`"learned"`).
+        neighbor_heads: independent groups of channels in the mixture.
+        neighbor_shared_steps: whether all steps use the same weights (the paper) or each its own.
+        neighbor_update: `"mix_then_mlp"`, MLP(Σ_o W_o h_{i+o}) (the authors' code), or `"mlp_then_mix"`, Σ_o W_o MLP(h_{i+o})
+            (the paper's equation 3).
+        neighbor_boundary: `"zero"` beyond the ends, or `"wrap"` (the authors' code).
+        neighbor_tolerance: when set, evaluation iterates each sequence until its relative change ‖Δh‖/‖h‖ in a step falls
+            under this number, and reports the steps; needs shared steps.
+        neighbor_max_steps: bound on those iterations; None: 8·num_hidden_layers.
+
+    Raises:
+        ValueError: values that are out of range or contradict each other.
+    """
+
+    model_type = "diffmix"
+
+    def __init__(
+        self,
+        mixer: str = "neighbor",
+        vocab_size: int = 30522,
+        hidden_size: int = 256,
+        num_hidden_layers: int = 4,
+        num_attention_heads: int = 4,
+        intermediate_size: int | None = None,
+        max_position_embeddings: int = 4096,
+        position_embedding: str | None = None,
+        hidden_dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+        embedding_dropout: float = 0.0,
+        token_dropout: float = 0.0,
+        classifier_dropout: float = 0.1,
+        noise_std: float = 0.0,
+        embedding_std: float = 1.0,
+        norm: str = "layer",
+        norm_eps: float = 1e-5,
+        norm_placement: str | None = None,
+        pooling: str = "mean",
+        classifier_hidden_size: int | None = None,
+        neighbor_offsets: Sequence[int] = (-1, 0, 1),
+        neighbor_alpha: float = 0.5,
+        neighbor_alpha_mode: str = "fixed",
+        neighbor_heads: int = 1,
+        neighbor_shared_steps: bool = False,
+        neighbor_update: str = "mix_then_mlp",
+        neighbor_boundary: str = "zero",
+        neighbor_tolerance: float | None = None,
+        neighbor_max_steps: int | None = None,
+        pad_token_id: int | None = 0,
+        **kwargs: Any,
+    ):
+        self.mixer = mixer
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = 4 * hidden_size if intermediate_size is None else intermediate_size
+        self.max_position_embeddings = max_position_embeddings
+        self.position_embedding = position_embedding or ("none" if mixer == "neighbor" else "rotary")
+        self.hidden_dropout = hidden_dropout
+        self.attention_dropout = attention_dropout
+        self.embedding_dropout = embedding_dropout
+        self.token_dropout = token_dropout
+        self.classifier_dropout = classifier_dropout
+        self.noise_std = noise_std
+        self.embedding_std = embedding_std
+        self.norm = norm
+        self.norm_eps = norm_eps
+        self.norm_placement = norm_placement or ("post" if mixer == "neighbor" else "pre")
+        self.pooling = pooling
+        self.classifier_hidden_size = hidden_size if classifier_hidden_size is None else classifier_hidden_size
+        self.neighbor_offsets = list(neighbor_offsets)
+        self.neighbor_alpha = neighbor_alpha
+        self.neighbor_alpha_mode = neighbor_alpha_mode
+        self.neighbor_heads = neighbor_heads
+        self.neighbor_shared_steps = neighbor_shared_steps
+        self.neighbor_update = neighbor_update
+        self.neighbor_boundary = neighbor_boundary
+        self.neighbor_tolerance = neighbor_tolerance
+        self.neighbor_max_steps = neighbor_max_steps
+        self._check()
+        super().__init__(pad_token_id=pad_token_id, **kwargs)
+
+    def _check(self) -> None:
+        for name, choices in (
+            ("mixer", MIXERS),
+            ("position_embedding", POSITION_EMBEDDINGS),
+            ("pooling", POOLINGS),
+            ("norm", NORMS),
+            ("norm_placement", NORM_PLACEMENTS),
+            ("neighbor_alpha_mode", ALPHA_MODES),
+            ("neighbor_update", UPDATES),
+            ("neighbor_boundary", BOUNDARIES),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(map(repr, choices))}")
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "neighbor_heads",
+        ):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; give a whole number of at least 1")
+        for name in ("hidden_dropout", "attention_dropout", "embedding_dropout", "token_dropout", "classifier_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; give a probability from 0 up to but not including 1")
+        for name in ("noise_std", "classifier_hidden_size"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; give 0 or more")
+        for name in ("embedding_std", "norm_eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; give a number above 0")
+        if self.mixer == "neighbor":
+            self._check_neighbor()
+        elif self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads is {self.num_attention_heads}; give a divisor of hidden_size, {self.hidden_size}"
+            )
+        elif self.position_embedding == "rotary" and (self.hidden_size // self.num_attention_heads) % 2:
+            raise ValueError(
+                f"position_embedding is 'rotary' but heads have {self.hidden_size // self.num_attention_heads} channels; "
+                "give an even number of channels a head, or position_embedding='learned'"
+            )
+        elif self.norm_placement == "post":
+            raise ValueError(
+                f"norm_placement is 'post' but mixer is {self.mixer!r}, whose blocks are pre-norm; leave norm_placement out"
+            )
+
+    def _check_neighbor(self) -> None:
+        offsets = self.neighbor_offsets
+        if not offsets or len(set(offsets)) != len(offsets) or any(not isinstance(o, int) for o in offsets):
+            raise ValueError(f"neighbor_offsets is {offsets!r}; give different integers, such as [-1, 0, 1]")
+        if not 0 < self.neighbor_alpha < 1:
+            raise ValueError(f"neighbor_alpha is {self.neighbor_alpha!r}; give a number between 0 and 1, both excluded")
+        if self.hidden_size % self.neighbor_heads:
+            raise ValueError(f"neighbor_heads is {self.neighbor_heads}; give a divisor of hidden_size, {self.hidden_size}")
+        if self.position_embedding == "rotary":
+            raise ValueError(
+                "position_embedding is 'rotary' but mixer is 'neighbor', which has no queries and keys to rotate; "
+                "give 'none' or 'learned'"
+            )
+        if self.neighbor_tolerance is not None:
+            if not self.neighbor_tolerance > 0:
+                raise ValueError(f"neighbor_tolerance is {self.neighbor_tolerance!r}; give a number above 0, or None")
+            if not self.neighbor_shared_steps:
+                raise ValueError(
+                    "neighbor_tolerance is set but every step has weights of its own, so there is no fixed point to "
+                    "converge to; give neighbor_shared_steps=True"
+                )
+        if self.neighbor_max_steps is not None and self.neighbor_max_steps < 1:
+            raise ValueError(f"neighbor_max_steps is {self.neighbor_max_steps!r}; give 1 or more, or None")

@@ -1,0 +1,69 @@
+"""How tokens exchange information: one module per mixer, each around an operator of `diffmix.ops`.
+
+B batch, N tokens, D channels, H heads. Every mixer maps [B, N, D] to [B, N, D]; rows hold their real tokens first (the
+backbone sees to that), and `padding_mask` [B, N] bool marks them, or is None where every token is real.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffmix.models.configuration import DiffmixConfig
+from diffmix.ops.neighbor_diffusion import diffuse_aligned
+
+
+class NeighborMixer(nn.Module):
+    """Σ_o W_o h_{i+o} over a fixed neighbourhood: `diffmix.ops.neighbor_diffusion`."""
+
+    def __init__(self, config: DiffmixConfig):
+        super().__init__()
+        self.offsets = tuple(config.neighbor_offsets)
+        self.boundary = config.neighbor_boundary
+        channels = config.hidden_size // config.neighbor_heads
+        heads = (config.neighbor_heads,) if config.neighbor_heads > 1 else ()
+        self.weight = nn.Parameter(torch.empty(len(self.offsets), *heads, channels, channels))
+
+    def forward(self, hidden: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """[B, N, D] → [B, N, D]."""
+        return diffuse_aligned(hidden, self.weight, self.offsets, padding_mask=padding_mask, boundary=self.boundary)
+
+
+class SoftmaxMixer(nn.Module):
+    """Multi-head softmax(q·k/√d) attention through torch's fused scaled dot product."""
+
+    def __init__(self, config: DiffmixConfig):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.dropout = config.attention_dropout
+        self.rotary = config.position_embedding == "rotary"
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """[B, N, D] → [B, N, D]."""
+        query, key, value = (
+            self.query_key_value(hidden).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        )  # each [B, H, N, D/H]
+        if self.rotary:
+            query, key = rotate(query), rotate(key)
+        mask = None if padding_mask is None else padding_mask[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
+        )
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+
+def rotate(states: Tensor, base: float = 10_000.0) -> Tensor:
+    """Rotary position embedding (Su et al., 2021) of [B, H, N, d]; angles in fp32 or better, position 0 is the first token."""
+    half = states.shape[-1] // 2
+    precision = torch.promote_types(states.dtype, torch.float32)
+    frequency = base ** (-torch.arange(half, device=states.device, dtype=precision) / half)
+    angle = torch.arange(states.shape[-2], device=states.device, dtype=precision)[:, None] * frequency
+    cos, sin = angle.cos().to(states.dtype), angle.sin().to(states.dtype)
+    first, second = states[..., :half], states[..., half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+MIXERS = {"neighbor": NeighborMixer, "softmax": SoftmaxMixer}

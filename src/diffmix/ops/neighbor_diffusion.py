@@ -1,0 +1,127 @@
+"""Attention-free neighbour diffusion: out_i = Σ_o W_o h_{i+o}.
+
+B batch, N tokens, D channels, O offsets, H heads, L real tokens of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffmix.ops.alignment import align, aligned_positions, unalign
+from diffmix.ops.checks import check_neighbor_diffusion
+
+
+def neighbor_diffusion(
+    hidden: Tensor,
+    weight: Tensor,
+    offsets: Sequence[int],
+    *,
+    padding_mask: Tensor | None = None,
+    boundary: str = "zero",
+) -> Tensor:
+    """Mix each token with the tokens at fixed offsets: out_i = Σ_o W_o h_{i+o}.
+
+    Args:
+        hidden: [B, N, D], any floating dtype.
+        weight: [O, out, in], one matrix an offset, applied as `h @ weight[o].T`; or [O, H, out, in], where head h acts on
+            channels h·D/H … (h+1)·D/H.
+        offsets: O different integers in any order; negative ones look to the past.
+        padding_mask: [B, N] bool, True at real tokens, in any arrangement. Neighbours are counted among real tokens.
+        boundary: beyond the ends stands 0 (`"zero"`), or the sequence closes on its own length (`"wrap"`).
+
+    Returns:
+        [B, N, H·out], the dtype of `hidden` (that of autocast, inside autocast). Finite but unspecified at padded positions.
+
+    Raises:
+        ValueError: a shape, dtype, offset or boundary that does not fit.
+
+    Source: Banavara (2025), equation 3.
+    """
+    check_neighbor_diffusion(hidden, weight, offsets, padding_mask, boundary)
+    if padding_mask is None:
+        return diffuse_aligned(hidden, weight, offsets, boundary=boundary)
+    positions = aligned_positions(padding_mask)
+    mixed = diffuse_aligned(
+        align(hidden, positions), weight, offsets, padding_mask=align(padding_mask, positions), boundary=boundary
+    )
+    return unalign(mixed, positions)
+
+
+def diffuse_aligned(
+    hidden: Tensor,
+    weight: Tensor,
+    offsets: Sequence[int],
+    *,
+    padding_mask: Tensor | None = None,
+    boundary: str = "zero",
+) -> Tensor:
+    """`neighbor_diffusion` for rows whose real tokens stand first (see `alignment`). Nothing is checked.
+
+    With boundary "zero", masked padding is the boundary: one `masked_fill`, and the whole batch is one convolution.
+    """
+    if padding_mask is not None:
+        hidden = hidden.masked_fill(~padding_mask.unsqueeze(-1), 0.0)
+    if boundary == "zero" and not torch.compiler.is_compiling():
+        # A neighbour beyond the longest row is 0 for every token. A compiled graph keeps it: its length is not known yet.
+        near = [index for index, offset in enumerate(offsets) if abs(offset) < hidden.shape[1]] or [0]
+        if len(near) < len(offsets):
+            weight, offsets = weight[near], [offsets[index] for index in near]
+    if weight.ndim == 3:
+        weight = weight.unsqueeze(1)
+    spacing = _spacing(offsets)
+    before, after = max(0, -min(offsets)), max(0, max(offsets))
+    if boundary == "zero" and spacing and before == after and hidden.device.type == "cpu":
+        return _convolution(hidden, weight, offsets, spacing, padding=before)  # without a padded copy
+    if boundary == "wrap":
+        extended = _wrap_ends(hidden, before, after, padding_mask)
+    else:
+        extended = F.pad(hidden, (0, 0, before, after))
+    if spacing and hidden.device.type == "cpu":
+        first = before + min(offsets)  # what the first token hears first
+        return _convolution(extended, weight, offsets, spacing, padding=0).narrow(1, first, hidden.shape[1])
+    return _concatenation(extended, weight, [before + offset for offset in offsets], hidden.shape[1])
+
+
+def _spacing(offsets: Sequence[int]) -> int | None:
+    """The distance between neighbouring offsets if it is always the same, as a dilated convolution needs it."""
+    ordered = sorted(offsets)
+    steps = {right - left for left, right in zip(ordered, ordered[1:], strict=False)}
+    return steps.pop() if len(steps) == 1 else None
+
+
+def _convolution(hidden: Tensor, weight: Tensor, offsets: Sequence[int], spacing: int, *, padding: int) -> Tensor:
+    """A dilated convolution. As 2-d with height 1, the transposed view of [B, N, D] is already in channels-last layout,
+    which oneDNN reads in place: 1.2-1.4x the speed of shifted or concatenated products, see docs/performance.md."""
+    order = sorted(range(len(offsets)), key=lambda index: offsets[index])
+    if order != list(range(len(offsets))):
+        weight = weight[order]
+    heads = weight.shape[1]
+    kernel = weight.flatten(1, 2).permute(1, 2, 0).unsqueeze(2)  # [H·out, in, 1, O]
+    image = hidden.transpose(1, 2).unsqueeze(2)  # [B, D, 1, N]
+    mixed = F.conv2d(image, kernel, padding=(0, padding), dilation=(1, spacing), groups=heads)
+    return mixed.squeeze(2).transpose(1, 2)
+
+
+def _concatenation(extended: Tensor, weight: Tensor, starts: Sequence[int], tokens: int) -> Tensor:
+    """One product over the neighbours side by side, for offsets of any kind and for devices other than CPUs."""
+    heads = weight.shape[1]
+    neighbours = torch.cat(
+        [extended.narrow(1, start, tokens).unflatten(-1, (heads, -1)) for start in starts], dim=-1
+    )  # [B, N, H, O·in]
+    matrix = weight.permute(1, 0, 3, 2).flatten(1, 2)  # [H, O·in, out]
+    if heads == 1:
+        return neighbours.squeeze(2) @ matrix.squeeze(0)
+    return torch.einsum("bnhi,hio->bnho", neighbours, matrix).flatten(2)
+
+
+def _wrap_ends(hidden: Tensor, before: int, after: int, padding_mask: Tensor | None) -> Tensor:
+    """Continue each row by its own other end: position p of the result holds token (p - before) mod L."""
+    position = torch.arange(-before, hidden.shape[1] + after, device=hidden.device)
+    if padding_mask is None:
+        return hidden.index_select(1, position.remainder(max(hidden.shape[1], 1)))
+    length = padding_mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return unalign(hidden, position.remainder(length))
