@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special  # not scipy.stats, which takes a second to import
 
 # Resamples are drawn in blocks of about this many draws: 32 MB of float64 weights, however many examples there are.
 _DRAWS_PER_BLOCK = 4_000_000
@@ -31,7 +31,7 @@ def mean_interval(values: ArrayLike, *, confidence: float = 0.95) -> tuple[float
     mean = float(x.mean())
     if len(x) == 1:
         return mean, math.nan, math.nan
-    half = float(stats.t.ppf((1 + confidence) / 2, len(x) - 1)) * float(x.std(ddof=1)) / math.sqrt(len(x))
+    half = float(special.stdtrit(len(x) - 1, (1 + confidence) / 2)) * float(x.std(ddof=1)) / math.sqrt(len(x))
     return mean, mean - half, mean + half
 
 
@@ -49,7 +49,7 @@ def proportion_interval(
         raise ValueError(f"trials is {n.min()} at its least; it must be at least 1: leave empty bins out")
     if not ((k >= 0) & (k <= n)).all():
         raise ValueError("successes has a value outside [0, trials]; give counts of the same trials")
-    z2 = float(stats.norm.ppf((1 + confidence) / 2)) ** 2
+    z2 = float(special.ndtri((1 + confidence) / 2)) ** 2
     centre = (k + z2 / 2) / (n + z2)
     half = np.sqrt(z2 * (k * (n - k) / n + z2 / 4)) / (n + z2)
     return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
