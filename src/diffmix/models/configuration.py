@@ -54,6 +54,8 @@ class DiffmixConfig(PretrainedConfig):
         neighbor_tolerance: when set, evaluation iterates each sequence until its relative change ‖Δh‖/‖h‖ in a step falls
             under this number, and reports the steps; needs shared steps.
         neighbor_max_steps: bound on those iterations; None: 8·num_hidden_layers.
+        pad_token_id: the id of padding, whose embedding stays 0; None: no such id.
+        tie_word_embeddings: whether a language model scores tokens with their own embeddings.
 
     Raises:
         ValueError: values that are out of range or contradict each other.
@@ -93,6 +95,7 @@ class DiffmixConfig(PretrainedConfig):
         neighbor_tolerance: float | None = None,
         neighbor_max_steps: int | None = None,
         pad_token_id: int | None = 0,
+        tie_word_embeddings: bool = True,
         **kwargs: Any,
     ):
         self.mixer = mixer
@@ -125,7 +128,8 @@ class DiffmixConfig(PretrainedConfig):
         self.neighbor_tolerance = neighbor_tolerance
         self.neighbor_max_steps = neighbor_max_steps
         self._check()
-        super().__init__(pad_token_id=pad_token_id, **kwargs)
+        # transformers' configurations are dataclasses with keyword fields of their own that pyright cannot see.
+        super().__init__(**{"pad_token_id": pad_token_id, "tie_word_embeddings": tie_word_embeddings, **kwargs})
 
     def _check(self) -> None:
         for name, choices in (
@@ -153,7 +157,9 @@ class DiffmixConfig(PretrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give a whole number of at least 1")
         for name in ("hidden_dropout", "attention_dropout", "embedding_dropout", "token_dropout", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; give a probability from 0 up to but not including 1")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; give a probability from 0 up to but not including 1"
+                )
         for name in ("noise_std", "classifier_hidden_size"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give 0 or more")
@@ -183,7 +189,9 @@ class DiffmixConfig(PretrainedConfig):
         if not 0 < self.neighbor_alpha < 1:
             raise ValueError(f"neighbor_alpha is {self.neighbor_alpha!r}; give a number between 0 and 1, both excluded")
         if self.hidden_size % self.neighbor_heads:
-            raise ValueError(f"neighbor_heads is {self.neighbor_heads}; give a divisor of hidden_size, {self.hidden_size}")
+            raise ValueError(
+                f"neighbor_heads is {self.neighbor_heads}; give a divisor of hidden_size, {self.hidden_size}"
+            )
         if self.position_embedding == "rotary":
             raise ValueError(
                 "position_embedding is 'rotary' but mixer is 'neighbor', which has no queries and keys to rotate; "

@@ -181,6 +181,7 @@ class DiffmixModel(DiffmixPreTrainedModel):
         Each sequence is judged by its own real tokens, so neither the batch nor padding changes a result.
         """
         config = self.config
+        assert config.neighbor_tolerance is not None
         limit = config.neighbor_max_steps or 8 * config.num_hidden_layers
         active = torch.ones(hidden.shape[0], dtype=torch.bool, device=hidden.device)
         steps = torch.zeros(hidden.shape[0], dtype=torch.long, device=hidden.device)
@@ -271,13 +272,18 @@ class ClassificationHead(nn.Module):
 class DiffmixForSequenceClassification(DiffmixPreTrainedModel):
     """The backbone, pooled, with a classification head."""
 
+    features_per_channel = 1  # what the head sees of each pooled channel
+
     def __init__(self, config: DiffmixConfig):
         super().__init__(config)
         self.loss_type = "ForSequenceClassification"
         self.model = DiffmixModel(config)
         self.pooling = Pooling(config)
         self.classifier = ClassificationHead(
-            self.pooling.size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout
+            self.features_per_channel * self.pooling.size,
+            config.classifier_hidden_size,
+            config.num_labels or len(config.id2label or {}),
+            config.classifier_dropout,
         )
         self.post_init()
 
@@ -314,12 +320,7 @@ class DiffmixForSequenceClassification(DiffmixPreTrainedModel):
 class DiffmixForSequencePairClassification(DiffmixForSequenceClassification):
     """Two texts through one backbone (shared weights); the head sees [u, v, u·v, |u−v|] of the pooled pair."""
 
-    def __init__(self, config: DiffmixConfig):
-        super().__init__(config)
-        self.classifier = ClassificationHead(
-            4 * self.pooling.size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout
-        )
-        self.post_init()
+    features_per_channel = 4
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

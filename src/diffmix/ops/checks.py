@@ -46,5 +46,3 @@ def check_padding_mask(padding_mask: Tensor, batch: int, tokens: int) -> None:
         raise ValueError(f"padding_mask has shape {tuple(padding_mask.shape)}; give [{batch}, {tokens}]")
     if padding_mask.dtype is not torch.bool:
         raise ValueError(f"padding_mask has dtype {padding_mask.dtype}; give bool, True at real tokens: mask.bool()")
-
-

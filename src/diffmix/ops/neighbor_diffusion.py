@@ -5,6 +5,7 @@ B batch, N tokens, D channels, O offsets, H heads, L real tokens of a row.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -89,7 +90,7 @@ def diffuse_aligned(
 def _spacing(offsets: Sequence[int]) -> int | None:
     """The distance between neighbouring offsets if it is always the same, as a dilated convolution needs it."""
     ordered = sorted(offsets)
-    steps = {right - left for left, right in zip(ordered, ordered[1:], strict=False)}
+    steps = {right - left for left, right in itertools.pairwise(ordered)}
     return steps.pop() if len(steps) == 1 else None
 
 
@@ -100,7 +101,7 @@ def _convolution(hidden: Tensor, weight: Tensor, offsets: Sequence[int], spacing
     if order != list(range(len(offsets))):
         weight = weight[order]
     heads = weight.shape[1]
-    kernel = weight.flatten(1, 2).permute(1, 2, 0).unsqueeze(2)  # [H·out, in, 1, O]
+    kernel = weight.flatten(1, 2).permute(1, 2, 0).unsqueeze(2).contiguous()  # [H·out, in, 1, O]
     image = hidden.transpose(1, 2).unsqueeze(2)  # [B, D, 1, N]
     mixed = F.conv2d(image, kernel, padding=(0, padding), dilation=(1, spacing), groups=heads)
     return mixed.squeeze(2).transpose(1, 2)

@@ -1,0 +1,42 @@
+# make demo: install and show the main job on embedded data. make test: lint, types, tests. make acceptance: what takes longer.
+PYTHON ?= python3
+VENV ?= .venv
+# Another package index for torch, such as the CUDA or CPU builds of PyTorch's own: make TORCH_INDEX=URL demo
+TORCH_INDEX ?=
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint acceptance results clean
+
+demo: $(VENV)/.installed
+	$(BIN)/diffmix demo --output demo
+
+test: $(VENV)/.installed-dev lint
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+acceptance: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m acceptance --override-ini 'addopts=-q --strict-markers' --timeout 21600
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "diffmix needs Python 3.11 or newer: make PYTHON=python3.11 $@")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.torch
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo .coverage* .pytest_cache .ruff_cache .hypothesis

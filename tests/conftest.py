@@ -1,0 +1,24 @@
+"""What every test shares: one thread (tests measure nothing), no network, reproducible hypothesis."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ.pop("DIFFMIX_DATA", None)  # tests never depend on what a machine happens to hold
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "diffmix", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("diffmix")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    import torch
+
+    torch.manual_seed(0)

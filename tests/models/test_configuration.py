@@ -1,0 +1,53 @@
+import pytest
+
+from diffmix import DiffmixConfig
+
+
+def test_defaults_are_those_of_the_contract():
+    config = DiffmixConfig()
+    assert (config.mixer, config.vocab_size, config.hidden_size, config.num_hidden_layers) == (
+        "neighbor",
+        30522,
+        256,
+        4,
+    )
+    assert (config.num_attention_heads, config.intermediate_size, config.max_position_embeddings) == (4, 1024, 4096)
+    assert (config.pad_token_id, config.position_embedding) == (0, "none")
+    assert DiffmixConfig(mixer="softmax").position_embedding == "rotary"
+    assert DiffmixConfig(hidden_size=64).intermediate_size == 256
+
+
+def test_survives_a_round_trip(tmp_path):
+    config = DiffmixConfig(
+        neighbor_offsets=(-4, 0, 4), neighbor_alpha=0.7, num_labels=3, id2label={0: "a", 1: "b", 2: "c"}
+    )
+    config.save_pretrained(tmp_path)
+    again = DiffmixConfig.from_pretrained(tmp_path)
+    assert again.to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"mixer": "mamba"}, "mixer is 'mamba'; give one of 'neighbor', 'softmax'"),
+        ({"hidden_size": 0}, "hidden_size is 0"),
+        ({"hidden_dropout": 1.0}, "hidden_dropout is 1.0"),
+        ({"noise_std": -1}, "noise_std is -1"),
+        ({"noise_std": float("nan")}, "noise_std is nan"),
+        ({"neighbor_alpha": 1.0}, "neighbor_alpha is 1.0"),
+        ({"neighbor_offsets": [0, 0]}, "neighbor_offsets is"),
+        ({"neighbor_offsets": [0.5]}, "neighbor_offsets is"),
+        ({"hidden_size": 30, "neighbor_heads": 4}, "neighbor_heads is 4"),
+        ({"mixer": "softmax", "hidden_size": 30}, "num_attention_heads is 4"),
+        ({"mixer": "softmax", "hidden_size": 12}, "even number of channels"),
+        ({"mixer": "softmax", "norm_placement": "post"}, "norm_placement is 'post'"),
+        ({"position_embedding": "rotary"}, "position_embedding is 'rotary'"),
+        ({"neighbor_tolerance": 0.1}, "neighbor_shared_steps=True"),
+        ({"neighbor_tolerance": 0.0, "neighbor_shared_steps": True}, "neighbor_tolerance is 0.0"),
+        ({"neighbor_max_steps": 0}, "neighbor_max_steps is 0"),
+        ({"pooling": "median"}, "pooling is 'median'"),
+    ],
+)
+def test_wrong_values_are_named(values, words):
+    with pytest.raises(ValueError, match=words.replace("(", r"\(")):
+        DiffmixConfig(**values)

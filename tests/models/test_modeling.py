@@ -1,0 +1,262 @@
+"""What must hold for every model: padding and batching change nothing, nothing is lost on disk, gradients reach all."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from diffmix import (
+    DiffmixConfig,
+    DiffmixForMaskedLM,
+    DiffmixForSequenceClassification,
+    DiffmixForSequencePairClassification,
+    DiffmixModel,
+)
+
+VARIANTS = {
+    "paper": {"neighbor_shared_steps": True, "neighbor_boundary": "wrap"},
+    "own_steps": {"neighbor_alpha_mode": "channel", "pooling": "mean_max"},
+    "pre_norm": {"norm_placement": "pre", "pooling": "attention", "neighbor_alpha_mode": "learned"},
+    "powers_of_two": {"neighbor_offsets": [-4, -2, -1, 0, 1, 2, 4], "neighbor_heads": 2, "pooling": "max"},
+    "paper_equation": {"neighbor_update": "mlp_then_mix", "pooling": "first"},
+    "batch_norm": {"norm": "batch", "norm_placement": "pre"},
+    "learned_positions": {"position_embedding": "learned"},
+    "converging": {"neighbor_shared_steps": True, "neighbor_tolerance": 0.05, "neighbor_alpha": 0.7},
+    "softmax": {"mixer": "softmax"},
+    "softmax_learned": {"mixer": "softmax", "position_embedding": "learned", "pooling": "first"},
+}
+
+
+def make(variant, model=DiffmixForSequenceClassification, **changes):
+    small = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "num_labels": 3}
+    torch.manual_seed(1)
+    return model(DiffmixConfig(**small | VARIANTS[variant] | changes)).eval()
+
+
+def padded(rows, left, width):
+    """Rows of ids in a batch of `width`, row r behind left[r] paddings; padding holds ids that must not matter."""
+    ids, mask = torch.full((len(rows), width), 7), torch.zeros(len(rows), width, dtype=torch.long)
+    for row, (tokens, before) in enumerate(zip(rows, left, strict=True)):
+        ids[row, before : before + len(tokens)] = torch.tensor(tokens)
+        mask[row, before : before + len(tokens)] = 1
+    return ids, mask
+
+
+@st.composite
+def batches(draw):
+    rows = draw(st.lists(st.lists(st.integers(1, 49), min_size=1, max_size=9), min_size=1, max_size=4))
+    width = max(map(len, rows)) + draw(st.integers(0, 5))
+    left = [draw(st.integers(0, width - len(row))) for row in rows]
+    return rows, left, width
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("variant", VARIANTS)
+@settings(max_examples=15)
+@given(batch=batches())
+def test_logits_and_gradients_are_the_same_alone_batched_and_padded_anywhere(variant, dtype, tolerance, batch):
+    rows, left, width = batch
+    model = make(variant).to(dtype)
+    labels = torch.arange(len(rows)) % 3
+
+    def gradients(pairs):
+        model.zero_grad()
+        logits = []
+        for (ids, mask), label in pairs:
+            output = model(ids, mask)
+            torch.nn.functional.cross_entropy(output.logits, label, reduction="sum").backward()
+            logits.append(output.logits.detach())
+        return torch.cat(logits), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    alone = gradients([((torch.tensor([row]), None), labels[i : i + 1]) for i, row in enumerate(rows)])
+    together = gradients([(padded(rows, left, width), labels)])
+    torch.testing.assert_close(together[0], alone[0], atol=tolerance, rtol=tolerance)
+    scale = max(1.0, *(g.abs().max().item() for g in alone[1]))
+    for got, expected in zip(together[1], alone[1], strict=True):
+        torch.testing.assert_close(got, expected, atol=tolerance * scale, rtol=tolerance)
+
+
+@pytest.mark.parametrize("variant", ["paper", "powers_of_two", "softmax"])
+def test_hidden_states_return_to_where_their_tokens_stood(variant):
+    model = make(variant, DiffmixModel)
+    rows, left = [[3, 4, 5], [6, 7, 8, 9]], [2, 0]
+    ids, mask = padded(rows, left, 6)
+    output = model(ids, mask, output_hidden_states=True)
+    assert len(output.hidden_states) == 4
+    for row, tokens in enumerate(rows):
+        alone = model(torch.tensor([tokens])).last_hidden_state[0]
+        torch.testing.assert_close(output.last_hidden_state[row, left[row] : left[row] + len(tokens)], alone)
+    by_embeddings = model(inputs_embeds=model.get_input_embeddings()(ids), attention_mask=mask)
+    torch.testing.assert_close(by_embeddings.last_hidden_state[mask.bool()], output.last_hidden_state[mask.bool()])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_survives_a_round_trip_through_auto_classes(variant, tmp_path):
+    model = make(variant, id2label={0: "cat", 1: "dog", 2: "emu"}, label2id={"cat": 0, "dog": 1, "emu": 2})
+    model.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.bin"))
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    ids = torch.randint(1, 50, (2, 9))
+    assert torch.equal(model(ids).logits, again(ids).logits)
+    assert again.config.id2label == {0: "cat", 1: "dog", 2: "emu"}
+    assert AutoModel.from_pretrained(tmp_path).config.mixer == model.config.mixer
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_reach_every_parameter_with_and_without_checkpointing(variant):
+    model = make(variant, hidden_dropout=0.0, classifier_dropout=0.0).train()
+    ids, mask = padded([[3, 4, 5], [6, 7, 8, 9]], [0, 1], 6)
+    results = []
+    for checkpointing in (False, True):
+        trained = copy.deepcopy(model)
+        if checkpointing:
+            # Renamed during transformers 5; the old name warns where the new one exists.
+            getattr(trained, "activation_checkpointing_enable", trained.gradient_checkpointing_enable)()
+        loss = trained(ids, mask, labels=torch.tensor([0, 2])).loss
+        loss.backward()
+        missing = [name for name, p in trained.named_parameters() if p.grad is None]
+        assert missing == []
+        results.append((loss.detach(), [p.grad for p in trained.parameters()]))
+    torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("variant", ["paper", "own_steps", "pre_norm", "batch_norm", "softmax", "converging"])
+def test_compiles_into_one_graph_for_any_batch_and_length(variant):
+    model = make(variant)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    for shape in ((2, 9), (3, 12)):
+        ids = torch.randint(1, 50, shape)
+        mask = (torch.arange(shape[1]) < torch.tensor([5, 7, 3])[: shape[0], None]).long()
+        torch.testing.assert_close(compiled(ids, mask).logits, model(ids, mask).logits)
+
+
+def test_noise_and_dropout_act_in_training_only():
+    model = make("paper", noise_std=0.5, token_dropout=0.3, hidden_dropout=0.0, classifier_dropout=0.0)
+    ids = torch.randint(1, 50, (2, 9))
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    model.train()
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_noise_has_the_variance_it_says():
+    model = make("paper", DiffmixModel, noise_std=0.5, hidden_dropout=0.0).train()
+    ids = torch.full((64, 512), 3)
+    noise = model._embed(ids) - model.get_input_embeddings()(ids)
+    assert noise.mean().abs() < 0.01
+    assert noise.std().item() == pytest.approx(0.5, rel=0.02)
+
+
+def test_the_step_is_the_equation_of_the_paper():
+    """h ← LayerNorm(α h + (1-α) MLP(Σ_o W_o h_{i+o})), written out."""
+    model = make("paper", DiffmixModel, num_hidden_layers=1, neighbor_alpha=0.6, neighbor_boundary="zero")
+    step = model.layers[0]
+    ids = torch.randint(1, 50, (1, 5))
+    hidden = model.get_input_embeddings()(ids)[0]
+    before, own, after = step.mixer.weight
+    zero = torch.zeros(16)
+    rows = []
+    for i in range(5):
+        left, right = hidden[i - 1] if i else zero, hidden[i + 1] if i < 4 else zero
+        mixture = before @ left + own @ hidden[i] + after @ right
+        rows.append(step.norm(0.6 * hidden[i] + 0.4 * step.mlp(mixture)))
+    torch.testing.assert_close(model(ids).last_hidden_state[0], torch.stack(rows))
+
+
+def test_information_travels_one_neighbourhood_a_step():
+    model = make("paper", DiffmixModel, neighbor_boundary="zero")  # 3 steps of ±1
+    ids = torch.randint(1, 50, (1, 20))
+    changed = ids.clone()
+    changed[0, 10] = changed[0, 10] % 49 + 1
+    moved = (model(ids).last_hidden_state - model(changed).last_hidden_state).abs().amax(-1)[0] > 0
+    assert moved.nonzero().flatten().tolist() == list(range(7, 14))
+
+
+@pytest.mark.parametrize("rows", [[[3, 4, 5]], [[3, 4, 5], [6], [9, 9, 9, 9, 9, 9]]])
+def test_convergence_judges_each_sequence_on_its_own(rows):
+    model = make("converging", neighbor_tolerance=0.02, neighbor_max_steps=50)
+    output = model(*padded(rows, [0] * len(rows), 8))
+    alone = [model(torch.tensor([row])) for row in rows]
+    assert output.diffusion_steps.tolist() == [one.diffusion_steps.item() for one in alone]
+    torch.testing.assert_close(output.logits, torch.cat([one.logits for one in alone]))
+    assert all(0 < steps <= 50 for steps in output.diffusion_steps.tolist())
+
+
+def test_convergence_stops_where_the_change_falls_under_the_tolerance():
+    model = make("converging", DiffmixModel, neighbor_tolerance=0.02, neighbor_max_steps=200)
+    ids = torch.randint(1, 50, (1, 12))
+    output = model(ids, output_hidden_states=True)
+    states = output.hidden_states
+    changes = [((new - old).norm() / old.norm()).item() for old, new in itertools.pairwise(states)]
+    steps = output.diffusion_steps.item()
+    assert len(changes) == steps < 200
+    assert changes[-1] < 0.02 <= min(changes[:-1])
+
+
+def test_batch_norm_counts_real_tokens_only():
+    model = make("batch_norm", DiffmixModel).train()
+    norm = model.layers[0].norm
+    tokens = torch.randn(2, 6, 16)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]]).bool()
+    out = norm(tokens, mask)
+    assert out[mask].mean(0).abs().max() < 1e-5
+    torch.testing.assert_close(out[mask].std(0, unbiased=False), torch.ones(16), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(norm.running_mean, 0.1 * tokens[mask].mean(0))
+    oracle = torch.nn.BatchNorm1d(16)
+    oracle(tokens[mask])
+    torch.testing.assert_close(norm.running_var, oracle.running_var)
+
+
+def test_pair_model_is_two_towers_with_shared_weights():
+    model = make("own_steps", DiffmixForSequencePairClassification)
+    first, second = torch.randint(1, 50, (2, 5)), torch.randint(1, 50, (2, 8))
+    logits = model(input_ids=first, input_ids_pair=second, labels=torch.tensor([0, 1])).logits
+    ids, mask = padded(second.tolist(), [3, 1], 12)
+    torch.testing.assert_close(model(input_ids=first, input_ids_pair=ids, attention_mask_pair=mask).logits, logits)
+    assert logits.shape == (2, 3)
+    with pytest.raises(ValueError, match="input_ids_pair is missing"):
+        model(input_ids=first)
+
+
+def test_masked_lm_ties_its_head_and_scores_only_what_is_asked(tmp_path):
+    model = make("own_steps", DiffmixForMaskedLM, hidden_dropout=0.0)
+    ids = torch.randint(1, 50, (2, 8))
+    labels = torch.full((2, 8), -100)
+    labels[0, 3], labels[1, 5] = 11, 12
+    expected = torch.nn.functional.cross_entropy(model(ids).logits[[0, 1], [3, 5]], torch.tensor([11, 12]))
+    torch.testing.assert_close(model(ids, labels=labels).loss, expected)
+    torch.testing.assert_close(model.train()(ids, labels=labels).loss, expected)
+    model.eval().save_pretrained(tmp_path)
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    assert again.decoder.weight is again.get_input_embeddings().weight
+
+
+def test_autocast_keeps_the_states_in_its_dtype():
+    model = make("own_steps", DiffmixModel)
+    ids = torch.randint(1, 50, (2, 9))
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model(ids).last_hidden_state
+    assert hidden.dtype is torch.bfloat16
+    torch.testing.assert_close(hidden.float(), model(ids).last_hidden_state, atol=0.1, rtol=0.1)
+
+
+def test_empty_sequences_give_finite_logits():
+    for variant in VARIANTS:
+        model = make(variant)
+        assert model(torch.ones(2, 4, dtype=torch.long), torch.zeros(2, 4, dtype=torch.long)).logits.isfinite().all(), (
+            variant
+        )
+
+
+def test_wrong_inputs_are_named():
+    model = make("learned_positions", max_position_embeddings=8)
+    with pytest.raises(ValueError, match="input_ids has 9 tokens but the model has 8 positions"):
+        model(torch.ones(1, 9, dtype=torch.long))
+    with pytest.raises(ValueError, match="attention_mask has shape"):
+        model(torch.ones(1, 4, dtype=torch.long), torch.ones(1, 5, dtype=torch.long))
+    with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
+        model()

@@ -1,0 +1,167 @@
+"""The fast path against the definition: values and every gradient, any offsets, masks, boundaries, dtypes."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffmix.ops import neighbor_diffusion, reference
+
+# Adjacent, dilated (one convolution), past-only, future-only, ±2^k, irregular, far beyond the ends.
+NEIGHBOURHOODS = [
+    (0,),
+    (-1, 0, 1),
+    (1, -1, 0),
+    (-2, 0, 2),
+    (-2, -1, 0),
+    (1, 2, 3),
+    (-8, -4, -2, -1, 0, 1, 2, 4, 8),
+    (-3, 1, 5),
+    (-100, 0, 100),
+    (70, 90),
+]
+
+
+@st.composite
+def problems(draw, dtype=torch.float64):
+    """hidden, weight, offsets, padding_mask, boundary; odd lengths, heads, out ≠ in, masks with holes and empty rows."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    batch, tokens = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 5, 15, 16, 33]))
+    heads, channels, out = (
+        draw(st.sampled_from([None, 1, 2])),
+        draw(st.sampled_from([1, 3])),
+        draw(st.sampled_from([1, 4])),
+    )
+    offsets = draw(st.sampled_from(NEIGHBOURHOODS))
+    shape = (len(offsets), out, channels) if heads is None else (len(offsets), heads, out, channels)
+    weight = torch.randn(shape, generator=generator, dtype=dtype)
+    hidden = torch.randn(batch, tokens, channels * (heads or 1), generator=generator, dtype=dtype)
+    mask = None
+    if draw(st.booleans()):
+        mask = torch.rand(batch, tokens, generator=generator) < draw(st.sampled_from([0.0, 0.5, 0.9, 1.0]))
+    return hidden, weight, offsets, mask, draw(st.sampled_from(["zero", "wrap"]))
+
+
+def value_and_gradients(function, hidden, weight, offsets, mask, boundary, upstream_seed=0):
+    hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    out = function(hidden, weight, offsets, padding_mask=mask, boundary=boundary)
+    if mask is not None:
+        out = out.masked_fill(~mask.unsqueeze(-1), 0.0)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(upstream_seed), dtype=torch.float64)
+    gradients = torch.autograd.grad((out * upstream.to(out.dtype)).sum(), (hidden, weight))
+    return out.detach(), *gradients
+
+
+@given(problems())
+def test_equals_the_definition_in_value_and_gradients(problem):
+    fast = value_and_gradients(neighbor_diffusion, *problem)
+    plain = value_and_gradients(reference.neighbor_diffusion, *problem)
+    for got, expected in zip(fast, plain, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
+
+
+@given(problems(dtype=torch.float32))
+def test_equals_the_definition_in_single_precision(problem):
+    hidden, weight, *rest = problem
+    fast = value_and_gradients(neighbor_diffusion, hidden, weight, *rest)
+    plain = value_and_gradients(reference.neighbor_diffusion, hidden.double(), weight.double(), *rest)
+    for got, expected in zip(fast, plain, strict=True):
+        torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("boundary", ["zero", "wrap"])
+@pytest.mark.parametrize("offsets", [(-1, 0, 1), (-4, -2, -1, 0, 1, 2, 4), (-2, -1, 0)])
+def test_bfloat16_errs_at_most_twice_as_much_as_the_plain_definition_in_bfloat16(offsets, boundary):
+    hidden = torch.randn(3, 63, 32, dtype=torch.float64)
+    weight = torch.randn(len(offsets), 32, 32, dtype=torch.float64) / (32 * len(offsets)) ** 0.5
+    mask = torch.arange(63)[None] < torch.tensor([63, 40, 7])[:, None]
+    # Both low-precision runs start from the same rounded inputs, so that only their arithmetic differs.
+    low = hidden.bfloat16(), weight.bfloat16()
+    exact = value_and_gradients(reference.neighbor_diffusion, low[0].double(), low[1].double(), offsets, mask, boundary)
+    plain = value_and_gradients(reference.neighbor_diffusion, *low, offsets, mask, boundary)
+    fast = value_and_gradients(neighbor_diffusion, *low, offsets, mask, boundary)
+    for name, e, p, f in zip(("out", "hidden", "weight"), exact, plain, fast, strict=True):
+        allowed = 2 * (p.double() - e).norm() + 1e-3 * e.norm()
+        assert (f.double() - e).norm() <= allowed, name
+
+
+@pytest.mark.parametrize("boundary", ["zero", "wrap"])
+@pytest.mark.parametrize("offsets", [(-1, 0, 1), (-3, 1, 5), (-2, -1, 0)])
+def test_gradcheck(offsets, boundary):
+    hidden = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(len(offsets), 2, 3, 2, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[1, 1, 0, 1, 0], [0, 1, 1, 1, 1]], dtype=torch.bool)
+
+    def real_outputs(hidden, weight):
+        return neighbor_diffusion(hidden, weight, offsets, padding_mask=mask, boundary=boundary)[mask]
+
+    assert torch.autograd.gradcheck(real_outputs, (hidden, weight))
+
+
+@given(problems(), st.integers(0, 6), st.integers(0, 6))
+def test_padding_changes_nothing_and_is_not_read(problem, left, right):
+    hidden, weight, offsets, _, boundary = problem
+    alone = neighbor_diffusion(hidden, weight, offsets, boundary=boundary)
+    batch, tokens, channels = hidden.shape
+    padded = torch.full((batch, left + tokens + right, channels), float("nan"), dtype=hidden.dtype)
+    padded[:, left : left + tokens] = hidden
+    mask = torch.zeros(padded.shape[:2], dtype=torch.bool)
+    mask[:, left : left + tokens] = True
+    out = neighbor_diffusion(padded, weight, offsets, padding_mask=mask, boundary=boundary)
+    torch.testing.assert_close(out[:, left : left + tokens], alone, atol=1e-10, rtol=1e-10)
+    assert out.isfinite().all()
+
+
+def test_the_definition_by_hand():
+    hidden = torch.tensor([[[1.0], [2.0], [4.0]]])
+    weight = torch.tensor([[[10.0]], [[100.0]]])  # 10 for the token before, 100 for the token after
+    zero = reference.neighbor_diffusion(hidden, weight, (-1, 1))
+    wrap = reference.neighbor_diffusion(hidden, weight, (-1, 1), boundary="wrap")
+    assert zero.flatten().tolist() == [200.0, 410.0, 20.0]
+    assert wrap.flatten().tolist() == [240.0, 410.0, 120.0]
+
+
+def test_past_offsets_do_not_see_the_future():
+    hidden, weight = torch.randn(1, 20, 4), torch.randn(3, 4, 4)
+    changed = hidden.clone()
+    changed[:, 11:] += 1.0
+    before, after = (neighbor_diffusion(h, weight, (-4, -1, 0)) for h in (hidden, changed))
+    assert torch.equal(before[:, :11], after[:, :11])
+    assert not torch.equal(before[:, 11:], after[:, 11:])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden": torch.zeros(2, 3)}, "hidden has shape"),
+        ({"hidden": torch.zeros(2, 3, 4, dtype=torch.long)}, "hidden has dtype"),
+        ({"weight": torch.zeros(4, 4)}, "weight has shape"),
+        ({"weight": torch.zeros(2, 4, 4)}, "2 matrices for 3 offsets"),
+        ({"weight": torch.zeros(3, 4, 5)}, "weight takes 5 channels"),
+        ({"offsets": ()}, "offsets is"),
+        ({"offsets": (0, 0, 1)}, "offsets is"),
+        ({"offsets": (0, 0.5, 1)}, "offsets is"),
+        ({"boundary": "mirror"}, "boundary is 'mirror'"),
+        ({"padding_mask": torch.ones(2, 4, dtype=torch.bool)}, "padding_mask has shape"),
+        ({"padding_mask": torch.ones(2, 3)}, "padding_mask has dtype"),
+    ],
+)
+@pytest.mark.parametrize("function", [neighbor_diffusion, reference.neighbor_diffusion])
+def test_wrong_arguments_are_named(function, change, words):
+    arguments = {"hidden": torch.zeros(2, 3, 4), "weight": torch.zeros(3, 4, 4), "offsets": (-1, 0, 1)} | change
+    with pytest.raises(ValueError, match=words):
+        function(**arguments)
+
+
+def test_compiles_into_one_graph_for_any_length():
+    def mix(hidden, weight, mask):
+        return neighbor_diffusion(hidden, weight, (-1, 0, 1), padding_mask=mask)
+
+    compiled = torch.compile(mix, fullgraph=True, dynamic=True, backend="eager")
+    weight = torch.randn(3, 4, 4)
+    for tokens in (7, 12):
+        hidden = torch.randn(2, tokens, 4)
+        mask = torch.rand(2, tokens) < 0.7
+        expected = reference.neighbor_diffusion(hidden, weight, (-1, 0, 1), padding_mask=mask)
+        out = compiled(hidden, weight, mask)
+        torch.testing.assert_close(out[mask], expected[mask], atol=1e-5, rtol=1e-5)
