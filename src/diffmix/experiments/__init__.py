@@ -1,0 +1,1 @@
+"""Measured experiments: single runs, comparisons and the papers' claims."""

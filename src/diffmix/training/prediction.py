@@ -1,0 +1,147 @@
+"""Class probabilities from a trained folder, or from a model in memory.
+
+n rows, C classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from diffmix.errors import RequestError, RunError
+from diffmix.tasks.encoding import PaddingCollator, encode
+from diffmix.tasks.examples import Examples
+from diffmix.training.batching import batches_by_tokens
+from diffmix.training.hardware import resolve_device, resolve_dtype
+
+# Tokens of a batch, padding included: enough to keep the matrix products busy, little next to what training takes.
+BATCH_TOKENS = 16_384
+
+
+def autocast(device: str, dtype: str) -> contextlib.AbstractContextManager[Any]:
+    """The context in which a model computes in `dtype` (bf16, fp16 or fp32)."""
+    if dtype == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device, dtype=torch.bfloat16 if dtype == "bf16" else torch.float16)
+
+
+@torch.inference_mode()
+def predict_probabilities(
+    model: torch.nn.Module,
+    dataset: Any,
+    collate: Callable[[list[Any]], dict[str, torch.Tensor]],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    dtype: str = "fp32",
+) -> np.ndarray:
+    """Softmax of the model's logits: float64 [n, C] in the data set's order.
+
+    Rows are batched by length (`dataset.lengths`), at most `batch_tokens` tokens with padding. The model computes in
+    `dtype` on the device it is on, in evaluation mode; its mode is put back afterwards.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    probabilities: np.ndarray | None = None
+    try:
+        for rows in batches_by_tokens(dataset.lengths, batch_tokens):
+            batch = collate([dataset[int(row)] for row in rows])
+            batch.pop("labels", None)
+            with autocast(device.type, dtype):
+                logits = model(**{name: value.to(device) for name, value in batch.items()}).logits
+            if probabilities is None:
+                probabilities = np.empty((len(dataset), logits.shape[-1]))
+            probabilities[rows] = logits.double().softmax(dim=-1).cpu().numpy()
+    finally:
+        model.train(was_training)
+    return np.empty((0, 0)) if probabilities is None else probabilities
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained model with its tokenizer: texts in, probabilities out."""
+
+    model: Any  # a Hugging Face model for sequence, or sequence-pair, classification
+    tokenizer: Any  # None for models that read pixels
+    label_names: tuple[str, ...]
+    max_length: int  # tokens; longer texts are cut
+    dtype: str
+    reads_pairs: bool
+
+    def probabilities(self, examples: Examples) -> np.ndarray:
+        """float64 [n, C] in the order of `examples`. Raises RequestError for examples of a kind the model cannot read."""
+        if (examples.input_ids is None) != (self.tokenizer is not None):
+            reads, got = ("text", "pixels") if self.tokenizer is not None else ("pixels", "text")
+            raise RequestError(f"this model reads {reads} but was given {got}: give the task that it was trained on")
+        if (examples.pairs is not None) != self.reads_pairs:
+            reads, got = ("pairs of texts", "single texts") if self.reads_pairs else ("single texts", "pairs of texts")
+            raise RequestError(f"this model reads {reads} but was given {got}: give the task that it was trained on")
+        dataset = encode(examples, self.tokenizer, self.max_length)
+        collate = PaddingCollator(self.model.config.pad_token_id or 0)
+        return predict_probabilities(self.model, dataset, collate, dtype=self.dtype)
+
+
+def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "auto") -> Any:
+    """A `Classifier` (or `diffmix.training.baselines.TfidfClassifier`) from a run's folder.
+
+    Raises:
+        RequestError: the folder holds no trained model.
+        RunError: its files are damaged.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        unfinished = "; its run is not finished: continue it with --resume" if (folder / "recipe.yaml").is_file() else ""
+        raise RequestError(
+            f"{folder} holds no trained model (no config.json){unfinished or '; give the folder of a finished run'}"
+        )
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        raise RunError(f"{folder / 'config.json'} is damaged (not JSON): train the model again") from None
+    if config.get("model_type") == "tfidf":
+        from diffmix.training.baselines import TfidfClassifier
+
+        return TfidfClassifier.load(folder)
+
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    import diffmix.models as models
+
+    device = resolve_device(device)
+    reads_pairs = "DiffmixForSequencePairClassification" in (config.get("architectures") or [])
+    model_class = models.DiffmixForSequencePairClassification if reads_pairs else AutoModelForSequenceClassification
+    try:
+        hf_config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model = model_class.from_pretrained(folder, config=hf_config, local_files_only=True).to(device)
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{folder} holds a damaged model ({reason}): train the model again") from None
+    tokenizer = None
+    if (folder / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    longest = int(getattr(hf_config, "max_position_embeddings", None) or 10**9)
+    max_length = min(longest, tokenizer.model_max_length) if tokenizer is not None else longest
+    label_names = tuple(str(hf_config.id2label[index]) for index in range(hf_config.num_labels))
+    return Classifier(model, tokenizer, label_names, max_length, resolve_dtype(dtype, device), reads_pairs)
+
+
+def labels_for(examples: Examples, task_labels: Sequence[str], model_labels: Sequence[str]) -> np.ndarray:
+    """The labels of `examples`, numbered as the model numbers them: int64 [n].
+
+    Raises RequestError where the task has a label that the model does not know.
+    """
+    unknown = [label for label in task_labels if label not in model_labels]
+    if unknown:
+        raise RequestError(
+            f"the data has the label {unknown[0]!r}, which this model does not know: it knows {', '.join(model_labels)}"
+        )
+    order = np.array([list(model_labels).index(label) for label in task_labels], dtype=np.int64)
+    return order[examples.labels]

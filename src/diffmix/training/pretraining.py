@@ -1,0 +1,86 @@
+"""Denoising pre-training: hidden tokens of unlabelled text are predicted from their neighbourhood.
+
+B rows, N tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffmix.tasks.encoding import EncodedDataset, PaddingCollator
+
+IGNORED = -100  # a label that no loss counts
+
+
+def in_blocks(dataset: EncodedDataset, max_length: int) -> EncodedDataset:
+    """Long rows cut into blocks of at most `max_length` tokens, so that all of a text is learned from. Empty rows go."""
+    starts = [np.arange(first, last, max_length) for first, last in zip(dataset.offsets[:-1], dataset.offsets[1:], strict=True)]
+    offsets = np.concatenate([*starts, dataset.offsets[-1:]]).astype(np.int64)
+    return EncodedDataset(dataset.tokens, offsets)
+
+
+class MaskingCollator:
+    """Batches of `PaddingCollator` with hidden tokens: labels [B, N] hold the ids that were hidden, IGNORED elsewhere.
+
+    Of the chosen tokens 80 % become the mask token, 10 % a random one, 10 % stay (BERT). Draws come from torch's global
+    generator, whose state checkpoints keep, or from `seed` anew for every batch, for evaluations that can be compared.
+
+    Args:
+        pad_token_id, mask_token_id, vocab_size: of the tokenizer.
+        special_ids: tokens that are never hidden.
+        probability: of a token to be chosen.
+        seed: None draws on.
+    """
+
+    def __init__(
+        self,
+        *,
+        pad_token_id: int,
+        mask_token_id: int,
+        vocab_size: int,
+        special_ids: list[int],
+        probability: float,
+        seed: int | None = None,
+    ):
+        self.pad = PaddingCollator(pad_token_id)
+        self.mask_token_id, self.vocab_size, self.probability, self.seed = mask_token_id, vocab_size, probability, seed
+        self.special_ids = torch.tensor(sorted(special_ids))
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Pad and mask `rows`. At least one token is chosen, so that the loss is defined."""
+        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
+        batch = self.pad(rows)
+        ids = batch["input_ids"]
+        maskable = batch["attention_mask"].bool() & ~torch.isin(ids, self.special_ids)
+        draw = torch.rand(ids.shape, generator=generator)
+        chosen = maskable & (draw < self.probability)
+        if not chosen.any() and maskable.any():
+            chosen.view(-1)[maskable.view(-1).nonzero()[0]] = True
+        batch["labels"] = ids.masked_fill(~chosen, IGNORED)
+        kind = torch.rand(ids.shape, generator=generator)
+        random_ids = torch.randint(self.vocab_size, ids.shape, generator=generator)
+        ids = torch.where(chosen & (kind < 0.8), self.mask_token_id, ids)
+        batch["input_ids"] = torch.where(chosen & (kind >= 0.9), random_ids, ids)
+        return batch
+
+
+@torch.inference_mode()
+def masked_metrics(
+    model: torch.nn.Module, dataset: Any, collate: MaskingCollator, batches: list[np.ndarray], context: Any
+) -> tuple[float, int, int]:
+    """(summed loss, tokens asked, tokens right) of hidden tokens over `batches` of row numbers. Changes no mode."""
+    device = next(model.parameters()).device
+    loss, asked, right = 0.0, 0, 0
+    for rows in batches:
+        batch = {name: value.to(device) for name, value in collate([dataset[int(row)] for row in rows]).items()}
+        labels = batch.pop("labels")
+        chosen = labels != IGNORED
+        with context():
+            logits = model(**batch).logits[chosen].float()
+        loss += float(torch.nn.functional.cross_entropy(logits, labels[chosen], reduction="sum"))
+        asked += int(chosen.sum())
+        right += int((logits.argmax(dim=-1) == labels[chosen]).sum())
+    return loss, asked, right

@@ -1,0 +1,330 @@
+"""Recipes: flat, validated sets of keys that say what is trained, on what and how.
+
+A recipe is a YAML file with the training keys listed in `Recipe` and, beside them, any key of the model's configuration
+(`hidden_size`, `mixer`, `neighbor_alpha`, ...). Shipped recipes are found by name, others by path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib.resources
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from diffmix.errors import RequestError
+
+DEFAULT_BATCH_SIZE = 32
+
+# What a model learns from its data is not a choice of the recipe.
+_FOLLOWS = {
+    "vocab_size": "it follows from the tokenizer; set tokenizer, as in tokenizer=wordpiece-16000",
+    "pad_token_id": "it follows from the tokenizer",
+    "num_labels": "it follows from the data",
+    "id2label": "it follows from the data",
+    "label2id": "it follows from the data",
+}
+
+
+def _key(default: Any, *, low: float | None = None, above: float | None = None, high: float | None = None) -> Any:
+    """A recipe key with a default and the range of its number: `low` and `high` inclusive, `above` exclusive."""
+    return dataclasses.field(default=default, metadata={"low": low, "above": above, "high": high})
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run's result, apart from where its data lie. All keys are also `--set key=value`."""
+
+    name: str
+    task: str = _key("text_file")
+    model: str = _key("diffmix")  # diffmix, tfidf, or any Hugging Face model type (distilbert, ...), from its config
+    # Data
+    tokenizer: str = _key("wordpiece-16000")  # wordpiece-N, bpe-N, bytes, or a Hugging Face name or folder
+    max_length: int = _key(512, low=1)  # tokens
+    text_column: str | None = _key(None)
+    pair_column: str | None = _key(None)
+    label_column: str | None = _key(None)
+    extra_train: tuple[str, ...] = _key(())  # further files of the data set's folder, appended to train
+    validation_fraction: float = _key(0.1, above=0, high=0.5)  # of train, where the source has no validation split
+    limit: int | None = _key(None, low=1)  # rows per split, for trials
+    stream: bool | None = _key(None)  # read train from disk in every epoch; null: where memory would not hold it
+    # Optimisation
+    epochs: float = _key(3.0, above=0)
+    max_steps: int | None = _key(None, low=1)  # overrides epochs
+    batch_size: int = _key(DEFAULT_BATCH_SIZE, low=1)  # examples per optimiser step, over all processes
+    micro_batch_size: int | None = _key(None, low=1)  # examples in memory at once per process; auto: what fits
+    learning_rate: float = _key(5e-4, above=0)
+    weight_decay: float = _key(0.01, low=0)
+    adam_beta2: float = _key(0.999, low=0, high=1)
+    warmup: float = _key(0.1, low=0)  # below 1 a fraction of all steps, from 1 on a number of steps
+    schedule: Literal["linear", "cosine", "constant"] = _key("linear")
+    clip: float = _key(1.0, low=0)  # gradient norm, 0: no clipping
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = _key("auto")
+    device: Literal["auto", "cpu", "cuda"] = _key("auto")
+    gradient_checkpointing: bool = _key(False)
+    class_balance: Literal["none", "loss"] = _key("none")  # loss: weights inverse to class frequency in train
+    label_smoothing: float = _key(0.0, low=0, high=0.99)
+    ema_decay: float = _key(0.0, low=0, high=0.99999)  # 0: no moving average of the weights
+    seed: int = _key(0, low=0, high=2**32 - 1)
+    # Selection
+    evaluations_per_epoch: int = _key(1, low=1)
+    best_metric: Literal["accuracy", "macro_f1", "nll"] = _key("accuracy")  # of validation; picks the final weights
+    early_stopping_patience: int = _key(0, low=0)  # evaluations without improvement; 0: never
+    report_to: tuple[str, ...] = _key(())  # further trackers, as transformers names them (trackio, wandb, mlflow)
+    # Denoising pre-training
+    pretraining: dict[str, Any] | None = _key(None)  # training keys of the masked-token phase; null: none
+    mask_probability: float = _key(0.15, above=0, high=0.95)  # used inside pretraining
+    init_from: str | None = _key(None)  # a folder whose backbone and tokenizer the model starts from
+    # The TF-IDF baseline
+    tfidf_ngrams: int = _key(2, low=1, high=5)
+    tfidf_min_count: int = _key(1, low=1)
+    tfidf_c: tuple[float, ...] = _key((1.0, 10.0, 100.0))  # inverse regularisation strengths; validation picks one
+    # The model's own configuration keys that the recipe sets
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The flat mapping of keys to plain values that `recipe.yaml` holds and `recipe_from_mapping` reads."""
+        flat = {field.name: getattr(self, field.name) for field in _training_fields()}
+        flat = {key: list(value) if isinstance(value, tuple) else value for key, value in flat.items()}
+        return {"name": self.name, **flat, **self.config}
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as a YAML document."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A copy with some training keys changed; the values are validated like those of a file."""
+        return recipe_from_mapping({**self.to_dict(), **changes}, name=self.name)
+
+    def pretraining_recipe(self) -> Recipe | None:
+        """The recipe of the denoising phase: this one, with the keys under `pretraining` in place of its own."""
+        if self.pretraining is None:
+            return None
+        base = self.replace(pretraining=None, init_from=None, early_stopping_patience=0, max_steps=None, seed=0)
+        return recipe_from_mapping({**base.to_dict(), **self.pretraining}, name=f"{self.name}-pretraining")
+
+
+@functools.cache
+def _training_fields() -> tuple[dataclasses.Field[Any], ...]:
+    return tuple(field for field in dataclasses.fields(Recipe) if field.name not in ("name", "config"))
+
+
+def shipped_recipes() -> list[str]:
+    """The names of the recipes that come with the package."""
+    folder = importlib.resources.files("diffmix") / "recipes"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The shipped recipe `name`, or that of a YAML file, with `key=value` overrides applied.
+
+    Overriding `model` drops the model keys of the file, which belong to the model they were written for.
+
+    Raises RequestError for an unknown recipe or key, a wrong type, or a value out of range.
+    """
+    name, mapping = _read(str(name))
+    changes = _parse_overrides(overrides)
+    own_model = str(mapping.get("model", "diffmix"))
+    model = str(changes.get("model", own_model))
+    if model != own_model:
+        known = {field.name for field in _training_fields()} | {"name"}
+        mapping = {key: value for key, value in mapping.items() if key in known}
+        if isinstance(mapping.get("pretraining"), Mapping) and model == "tfidf":
+            mapping["pretraining"] = None
+    for key, value in changes.items():
+        outer, _, inner = key.partition(".")
+        if outer == "pretraining" and inner:
+            nested = mapping.get("pretraining")
+            mapping["pretraining"] = {**(nested if isinstance(nested, Mapping) else {}), inner: value}
+        else:
+            mapping[key] = value
+    return recipe_from_mapping(mapping, name=name)
+
+
+def recipe_from_mapping(mapping: Mapping[str, Any], *, name: str) -> Recipe:
+    """A recipe out of flat keys. Raises RequestError that names the key, what it got and what it accepts."""
+    mapping = dict(mapping)
+    name = str(mapping.pop("name", None) or name)
+    if mapping.get("batch_size") == "auto":
+        mapping["batch_size"], mapping["micro_batch_size"] = DEFAULT_BATCH_SIZE, None
+    hints = typing.get_type_hints(Recipe)
+    values: dict[str, Any] = {}
+    for field in _training_fields():
+        if field.name in mapping:
+            value = mapping.pop(field.name)
+            if field.name == "micro_batch_size" and value == "auto":
+                value = None
+            values[field.name] = _checked(field.name, value, hints[field.name], field.metadata)
+    _check_starting_point(values)
+    recipe = Recipe(name=name, config=_checked_config(values.get("model", "diffmix"), mapping), **values)
+    if recipe.pretraining is not None:
+        recipe.pretraining_recipe()  # its keys are checked now, not after hours
+    return recipe
+
+
+def model_key_defaults(model: str) -> dict[str, Any]:
+    """The configuration keys that a recipe may set for `model`, with their defaults."""
+    if model == "tfidf":
+        return {}
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+    import diffmix.models  # noqa: F401  (registers the model type)
+
+    if model not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(model, ["diffmix", "tfidf", *CONFIG_MAPPING.keys()], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise RequestError(f"model={model!r} is unknown: diffmix, tfidf or a Hugging Face model type{hint}")
+    config_class = CONFIG_MAPPING[model]
+    config = config_class()
+    own = {*config.to_dict(), *config_class.attribute_map} - set(PreTrainedConfig().to_dict())
+    return {key: getattr(config, key) for key in sorted(own) if key not in _FOLLOWS and hasattr(config, key)}
+
+
+def _read(name: str) -> tuple[str, dict[str, Any]]:
+    """The recipe's own name and its mapping, `extends` resolved."""
+    if name in shipped_recipes():
+        text = (importlib.resources.files("diffmix") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    elif Path(name).is_file():
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RequestError(f"recipe {name} is not UTF-8 text (byte {error.start}): give a YAML file") from None
+    else:
+        near = difflib.get_close_matches(name, shipped_recipes(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        shipped = ", ".join(shipped_recipes())
+        raise RequestError(f"recipe {name!r} not found: {hint}give a YAML file or one of {shipped}")
+    try:
+        mapping = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise RequestError(f"recipe {name}{place}: {problem}; write one 'key: value' per line") from None
+    if not isinstance(mapping, dict) or not all(isinstance(key, str) for key in mapping):
+        raise RequestError(f"recipe {name} holds no keys: write one 'key: value' per line")
+    base = mapping.pop("extends", None)
+    if base is not None:
+        if str(base) == name:
+            raise RequestError(f"recipe {name} extends itself: name another recipe")
+        mapping = {**_read(str(base))[1], **mapping}
+    mapping.pop("name", None) if name in shipped_recipes() else None
+    return str(mapping.get("name") or Path(name).stem), mapping
+
+
+def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise RequestError(f"--set {override!r}: write key=value, as in --set epochs=3")
+        try:
+            changes[key.strip()] = yaml.safe_load(text) if text.strip() else ""
+        except yaml.YAMLError:
+            raise RequestError(f"--set {override!r}: the value is not valid YAML; quote it") from None
+    return changes
+
+
+def _checked_config(model: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left of a recipe's mapping must be keys of the model's configuration."""
+    if not mapping:
+        return {}
+    defaults = model_key_defaults(model)
+    checked = {}
+    for key, value in mapping.items():
+        if key in _FOLLOWS:
+            raise RequestError(f"recipe key {key!r} cannot be set: {_FOLLOWS[key]}")
+        if key not in defaults:
+            known = [*(field.name for field in _training_fields()), *defaults]
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else "see the README for the keys"
+            raise RequestError(f"unknown recipe key {key!r} for model={model}; {hint}")
+        checked[key] = _like_default(key, value, defaults[key])
+    if model == "diffmix":
+        from diffmix.models import DiffmixConfig
+
+        try:
+            DiffmixConfig(**checked)
+        except RequestError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise RequestError(" ".join(str(error).split())) from None
+    return checked
+
+
+def _like_default(key: str, value: Any, default: Any) -> Any:
+    """A model key's value in the type of its default (YAML reads 5e-5 as text)."""
+    if isinstance(default, bool):
+        return _checked(key, value, bool, {})
+    if isinstance(default, int):
+        return _checked(key, value, int, {})
+    if isinstance(default, float):
+        return _checked(key, value, float, {})
+    if isinstance(default, str):
+        return _checked(key, value, str, {})
+    number = _converted(value, float) if isinstance(value, str) else None
+    return value if number is None else number
+
+
+def _check_starting_point(values: Mapping[str, Any]) -> None:
+    if values.get("init_from") and values.get("pretraining"):
+        raise RequestError("init_from and pretraining are both set: a model starts from one of them; drop the other")
+
+
+def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, float | None]) -> Any:
+    """`value` in the type `hint` and within `limits`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):  # X | None
+        if value is None or value == "":
+            return None
+        return _checked(key, value, next(kind for kind in arguments if kind is not type(None)), limits)
+    if origin is Literal:
+        if value is None and "none" in arguments:
+            return "none"
+        if value not in arguments:
+            raise RequestError(f"recipe key {key!r} is {value!r}; it accepts {', '.join(arguments)}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [] if value is None or value == "" else [value]
+        return tuple(_checked(key, item, arguments[0], limits) for item in items)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise RequestError(f"recipe key {key!r} is {value!r}; it accepts a mapping of keys, or null")
+        return dict(value)
+    converted = _converted(value, hint)
+    if converted is None:
+        accepts = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
+        raise RequestError(f"recipe key {key!r} is {value!r}; it accepts {accepts}")
+    low, above, high = (limits.get(name) for name in ("low", "above", "high"))
+    if low is not None and not converted >= low:
+        raise RequestError(f"recipe key {key!r} is {value!r}; it accepts {low} or more")
+    if above is not None and not converted > above:
+        raise RequestError(f"recipe key {key!r} is {value!r}; it accepts more than {above}")
+    if high is not None and not converted <= high:
+        raise RequestError(f"recipe key {key!r} is {value!r}; it accepts {high} or less")
+    return converted
+
+
+def _converted(value: Any, kind: type) -> Any:
+    """`value` as `kind`, or None where it is not one. Numbers may be text, as YAML reads 5e-5."""
+    if kind is bool:
+        return value if isinstance(value, bool) else None
+    if kind is str:
+        return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    if number != number or number in (float("inf"), float("-inf")):
+        return None
+    if kind is int:
+        return int(number) if number == int(number) else None
+    return number
