@@ -98,11 +98,11 @@ class Examples:
         """Rows of each class, int64 [C]."""
         return np.bincount(self.labels, minlength=num_labels)
 
-    def tokenizer_texts(self) -> Iterator[str]:
+    def tokenizer_texts(self) -> Sequence[str]:
         """The texts to train a tokenizer on: all of this split's."""
-        for column in (self.texts, self.pairs):
-            if column is not None:
-                yield from column
+        if self.pairs is None:
+            return self.texts or ()
+        return [*(self.texts or ()), *self.pairs]
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,9 @@ class StreamedExamples:
         """Rows of each class, int64 [C]."""
         return np.pad(self.counts, (0, num_labels - len(self.counts)))
 
-    def tokenizer_texts(self) -> Iterator[str]:
+    def tokenizer_texts(self) -> Sequence[str]:
         """The texts to train a tokenizer on: a sample of bounded size, drawn evenly from the train rows."""
-        return iter(self.sample)
+        return self.sample
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ tokens round the text: the models pool over all tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -32,10 +34,10 @@ def build_tokenizer(spec: str, texts: Iterable[str], *, max_length: int) -> PreT
     """
     trained = re.fullmatch(r"(wordpiece|bpe)-(\d+)", spec)
     if trained:
-        kind, size = trained[1], int(trained[2])
+        kind, size = trained[1], int(trained[2][:9])
         if size < _SMALLEST_VOCABULARY:
             raise RequestError(f"tokenizer: {spec!r} is too small; give {kind}-{_SMALLEST_VOCABULARY} or more tokens")
-        return _finished(*(_wordpiece if kind == "wordpiece" else _bpe)(texts, size), max_length)
+        return _finished(*(_wordpiece if kind == "wordpiece" else _bpe)(_sequence(texts), size), max_length)
     if spec == "bytes":
         return _finished(_bytes(), _SPECIAL_WITHOUT_UNK, max_length)
     if re.fullmatch(r"(wordpiece|bpe)\W?\w*", spec):
@@ -48,20 +50,45 @@ def build_tokenizer(spec: str, texts: Iterable[str], *, max_length: int) -> PreT
     return _pretrained(spec, max_length)
 
 
-def _wordpiece(texts: Iterable[str], size: int) -> tuple[Tokenizer, dict[str, str]]:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+def _wordpiece(texts: Sequence[str], size: int) -> tuple[Tokenizer, dict[str, str]]:
     # "<br />" is how web text writes a line end: white space, not four tokens.
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace("<br />", "\n"), normalizers.BertNormalizer(lowercase=True)])
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
+    normalizer = normalizers.Sequence([normalizers.Replace("<br />", "\n"), normalizers.BertNormalizer(lowercase=True)])
+    alphabet = _alphabet(texts, normalizer)
+    # The trainer numbers the pieces "##x" in the order of a hash map, which differs from run to run and decides ties.
+    # Named as special tokens they have fixed numbers; the tokenizer is then made anew without their special status.
     trainer = trainers.WordPieceTrainer(
-        vocab_size=size, min_frequency=2, limit_alphabet=1000, special_tokens=list(_SPECIAL.values()), show_progress=False
+        vocab_size=size,
+        min_frequency=2,
+        special_tokens=[*_SPECIAL.values(), *(f"##{character}" for character in alphabet)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(_batched(texts), trainer)
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.normalizer = normalizer
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trained.train_from_iterator(_batched(texts), trainer)
+
+    tokenizer = Tokenizer(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = trained.normalizer, trained.pre_tokenizer
+    tokenizer.decoder = decoders.WordPiece()
     return tokenizer, _SPECIAL
 
 
-def _bpe(texts: Iterable[str], size: int) -> tuple[Tokenizer, dict[str, str]]:
+def _alphabet(texts: Sequence[str], normalizer: normalizers.Normalizer, most: int = 1000) -> list[str]:
+    """The most frequent characters of the normalised texts, sorted; white space is none."""
+    raw = np.zeros(0x110000, dtype=np.int64)
+    for batch in _batched(texts):
+        raw += np.bincount(np.frombuffer("".join(batch).encode("utf-32-le"), dtype=np.uint32), minlength=len(raw))
+    counts: Counter[str] = Counter()
+    for point in np.flatnonzero(raw):
+        for character in normalizer.normalize_str(chr(point)):
+            if not character.isspace():
+                counts[character] += int(raw[point])
+    return sorted(sorted(counts, key=lambda character: (-counts[character], character))[:most])
+
+
+def _bpe(texts: Sequence[str], size: int) -> tuple[Tokenizer, dict[str, str]]:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # a word is the same token wherever it stands
@@ -183,6 +210,10 @@ def _finished(tokenizer: Tokenizer, special: dict[str, str], max_length: int) ->
         clean_up_tokenization_spaces=False,
         **special,
     )
+
+
+def _sequence(texts: Iterable[str]) -> Sequence[str]:
+    return texts if isinstance(texts, Sequence) else list(texts)
 
 
 def _batched(texts: Iterable[str], size: int = 1000) -> Iterator[list[str]]:
