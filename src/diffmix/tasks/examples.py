@@ -79,7 +79,9 @@ class Examples:
         for name in ("texts", "pairs", "input_ids"):
             column = getattr(self, name)
             if column is not None and len(column) != len(self.labels):
-                raise ValueError(f"Examples: {name} has {len(column)} rows but labels has {len(self.labels)}; give one each")
+                raise ValueError(
+                    f"Examples: {name} has {len(column)} rows but labels has {len(self.labels)}; give one each"
+                )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -143,7 +145,9 @@ class TaskData:
     vocab_size: int | None = None  # pixel tasks only: input ids are below this
 
 
-def cut(labels: np.ndarray, fraction: float, seed: int, groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def cut(
+    labels: np.ndarray, fraction: float, seed: int, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Cut a split into (kept, held out) row indices, both sorted: stratified by label, drawn with a fixed seed.
 
     labels: int64 [n]. groups: int64 [n]; rows of one group (equal texts) stay on one side, so that nothing leaks.

@@ -270,7 +270,9 @@ def _read_csv(path: Path, columns: Columns, delimiter: str) -> Iterator[Rows]:
                 if "label" in row:
                     row["label"] = row["label"].strip()
                     if not row["label"]:
-                        raise RequestError(f"{path}, line {line}: column {wanted['label']!r} is empty; give the row a label")
+                        raise RequestError(
+                            f"{path}, line {line}: column {wanted['label']!r} is empty; give the row a label"
+                        )
                 collector.add(row)
                 if collector.full():
                     yield from collector.flush()
@@ -295,7 +297,9 @@ def _read_jsonl(path: Path, columns: Columns) -> Iterator[Rows]:
             except (ValueError, RecursionError) as error:
                 raise RequestError(f"{place}: not a JSON object: {_one_line(error)}; write one object a line") from None
             if not isinstance(record, dict):
-                raise RequestError(f"{place}: holds {_json_kind(record)} instead of a JSON object; write one object a line")
+                raise RequestError(
+                    f"{place}: holds {_json_kind(record)} instead of a JSON object; write one object a line"
+                )
             if collector is None:
                 wanted = columns.resolve(list(record), path)
                 collector = _Collector(wanted)
@@ -333,7 +337,9 @@ def _json_label(value: Any, name: str, place: str) -> str:
         try:
             return str(value)
         except ValueError:  # thousands of digits
-            raise RequestError(f"{place}: {name!r} holds a number of too many digits; give a class index or a name") from None
+            raise RequestError(
+                f"{place}: {name!r} holds a number of too many digits; give a class index or a name"
+            ) from None
     if not isinstance(value, str):
         raise RequestError(f"{place}: {name!r} holds {_json_kind(value)}; a label is a string or a whole number")
     label = _json_text(value, name, place).strip()
@@ -343,7 +349,14 @@ def _json_label(value: Any, name: str, place: str) -> str:
 
 
 def _json_kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", int: "a number", float: "a fraction"}
+    kinds = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "a truth value",
+        int: "a number",
+        float: "a fraction",
+    }
     return "null" if value is None else kinds[type(value)]
 
 
@@ -357,7 +370,16 @@ def _read_parquet(path: Path, columns: Columns) -> Iterator[Rows]:
     except RequestError:
         raise
     # Arrow turns damage of many kinds into these; UnicodeDecodeError (a ValueError) comes from column names.
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError) as error:
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         raise RequestError(f"{path}: not a readable Parquet file: {_one_line(error)}; write the file again") from error
 
 
@@ -394,7 +416,9 @@ def _arrow_labels(column: pa.Array, name: str, path: Path, first: int) -> pa.Lar
         _refuse(pc.invert(pc.equal(column, pc.floor(column))), name, "is not a whole number", path, first)
         column = column.cast(pa.int64())
     if not (_is_string(column.type) or pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
-        raise RequestError(f"{path}: column {name!r} holds {column.type}; a label column holds strings or whole numbers")
+        raise RequestError(
+            f"{path}: column {name!r} holds {column.type}; a label column holds strings or whole numbers"
+        )
     labels = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
     _refuse(pc.equal(labels, ""), name, "is empty", path, first)
     return labels

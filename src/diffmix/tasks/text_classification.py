@@ -84,7 +84,7 @@ def load_data_set(
             return TextColumn(sources.read_hub(data_set.hub, "unsupervised", hub_columns).texts)
 
         def test() -> Examples | None:
-            return _limited(
+            return limited(
                 to_examples(sources.read_hub(data_set.hub, data_set.hub_test, columns), path=Path(data_set.hub)), how
             )
 
@@ -102,7 +102,7 @@ def load_data_set(
 
         def test() -> Examples | None:
             found = read("test")
-            return None if found is None else _limited(found, how)
+            return None if found is None else limited(found, how)
 
         has_unlabelled = bool(sources.split_files(folder, "unsupervised"))
 
@@ -129,9 +129,9 @@ def load_data_set(
         facts["note"] = f"{rows:,}-row {kind} of the official {data_set.train_rows:,}"
     if folder is None and data_set.hub_test != "test":
         facts["test"] = f"the official {data_set.hub_test} split (the hub's test split has no labels)"
-    _describe_validation(facts, validation, how, own_validation)
-    train, validation = _limited(train, how), _limited(validation, how)
-    _describe_limit(facts, how)
+    describe_validation(facts, validation, how, own_validation)
+    train, validation = limited(train, how), limited(validation, how)
+    describe_limit(facts, how)
 
     def unlabelled() -> Sequence[str]:
         columns_ = [train.texts, read_unlabelled()] if has_unlabelled else [train.texts]
@@ -197,18 +197,20 @@ def _hold_text_file(
         validation = _indexed(sources.read_files(files["validation"], columns), files["validation"][0], names)
     else:
         train, validation = _cut(train, how, str(path))
-    _describe_validation(facts, validation, how, bool(files["validation"]))
-    train, validation = _limited(train, how), _limited(validation, how)
-    _describe_limit(facts, how)
+    describe_validation(facts, validation, how, bool(files["validation"]))
+    train, validation = limited(train, how), limited(validation, how)
+    describe_limit(facts, how)
 
     def load_test() -> Examples:
         found = test or _indexed(sources.read_files(files["test"], columns), files["test"][0], names)
-        return _limited(found, how)
+        return limited(found, how)
 
     def load_unlabelled() -> Sequence[str]:
         parts = [train.texts]
         if files["unsupervised"]:
-            parts.append(TextColumn(sources.read_files(files["unsupervised"], Columns(columns.text, labelled=False)).texts))
+            parts.append(
+                TextColumn(sources.read_files(files["unsupervised"], Columns(columns.text, labelled=False)).texts)
+            )
         return TextColumn.concatenate([part for part in parts if isinstance(part, TextColumn)])
 
     return TaskData("text_file", names, train, validation, load_test, facts, load_unlabelled=load_unlabelled)
@@ -232,11 +234,15 @@ def _stream_text_file(
         if first_labels == 0:
             first_labels = len(counts)
         if len(counts) > 100_000:
-            raise RequestError(f"{path}: over 100,000 different labels; is the label column right? --set label_column=NAME")
+            raise RequestError(
+                f"{path}: over 100,000 different labels; is the label column right? --set label_column=NAME"
+            )
     total = sum(counts.values())
     names = _label_names(counts, path)
     if first_labels < len(names) and total > sources.BATCH_ROWS:
-        on_notice(f"{path}: its first rows hold {first_labels} of {len(names)} labels; shuffle the file if it is sorted by label")
+        on_notice(
+            f"{path}: its first rows hold {first_labels} of {len(names)} labels; shuffle the file if it is sorted by label"
+        )
     fraction = min(how.fraction, HELD_OUT_ROWS / total)
     test_fraction = 0.0 if files["test"] else fraction
     validation_fraction = 0.0 if files["validation"] else fraction
@@ -273,7 +279,7 @@ def _stream_text_file(
         return _indexed(_stacked(parts), path, names)
 
     def own(split: str) -> Examples:
-        return _limited(_indexed(sources.read_files(files[split], columns), files[split][0], names), how)
+        return limited(_indexed(sources.read_files(files[split], columns), files[split][0], names), how)
 
     sample: list[str] = []
     train_counts = np.zeros(len(names), dtype=np.int64)
@@ -295,7 +301,7 @@ def _stream_text_file(
         facts["test"] = f"rows cut from train (seed {how.seed})"
     facts["validation_rows"] = len(validation)
     facts["validation"] = "the source's own" if files["validation"] else f"cut from train (seed {how.seed})"
-    _describe_limit(facts, how)
+    describe_limit(facts, how)
     load_test = partial(own, "test") if files["test"] else partial(held_out, "test")
     return TaskData("text_file", names, train, validation, load_test, facts)
 
@@ -406,21 +412,21 @@ def _joined(a: Examples, b: Examples) -> Examples:
     return Examples(np.concatenate([a.labels, b.labels]), texts=TextColumn.concatenate([a.texts, b.texts]))
 
 
-def _limited(examples: Examples, how: Cut) -> Examples:
+def limited(examples: Examples, how: Cut) -> Examples:
     if how.limit is None or len(examples) <= how.limit:
         return examples
     rows = np.random.default_rng(how.seed).permutation(len(examples))[: how.limit]
     return examples.take(np.sort(rows))
 
 
-def _describe_validation(facts: dict[str, str | int | float], validation: Examples, how: Cut, own: bool) -> None:
+def describe_validation(facts: dict[str, str | int | float], validation: Examples, how: Cut, own: bool) -> None:
     facts["validation_rows"] = len(validation)
     facts["validation"] = (
         "the source's own" if own else f"cut from train ({how.fraction:.0%}, stratified by label, seed {how.seed})"
     )
 
 
-def _describe_limit(facts: dict[str, str | int | float], how: Cut) -> None:
+def describe_limit(facts: dict[str, str | int | float], how: Cut) -> None:
     if how.limit is not None:
         facts["limit"] = f"at most {how.limit:,} rows of each split"
 

@@ -18,7 +18,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from diffmix.errors import RequestError
 
-_SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+_SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
 _SPECIAL_WITHOUT_UNK = {kind: token for kind, token in _SPECIAL.items() if kind != "unk_token"}
 _SMALLEST_VOCABULARY = 300  # 256 bytes, the special tokens, and a few merges
 
@@ -46,7 +52,9 @@ def build_tokenizer(spec: str, texts: Iterable[str], *, max_length: int) -> PreT
     if folder.is_dir():
         return _from_folder(folder, max_length)
     if folder.is_absolute() or spec.startswith((".", "~")) or folder.exists():
-        raise RequestError(f"tokenizer: {spec!r} is no folder; give a folder, a Hugging Face name, 'bytes' or 'wordpiece-16000'")
+        raise RequestError(
+            f"tokenizer: {spec!r} is no folder; give a folder, a Hugging Face name, 'bytes' or 'wordpiece-16000'"
+        )
     return _pretrained(spec, max_length)
 
 
@@ -91,7 +99,9 @@ def _alphabet(texts: Sequence[str], normalizer: normalizers.Normalizer, most: in
 def _bpe(texts: Sequence[str], size: int) -> tuple[Tokenizer, dict[str, str]]:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # a word is the same token wherever it stands
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=True
+    )  # a word is the same token wherever it stands
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
@@ -177,9 +187,13 @@ def _known_special(tokenizer: Tokenizer, folder: Path) -> dict[str, str]:
         "mask_token": ("[MASK]", "<mask>"),
         "eos_token": ("<|endoftext|>", "</s>"),
     }
-    found = {kind: next((t for t in tokens if tokenizer.token_to_id(t) is not None), None) for kind, tokens in names.items()}
+    found = {
+        kind: next((t for t in tokens if tokenizer.token_to_id(t) is not None), None) for kind, tokens in names.items()
+    }
     if found["pad_token"] is None:
-        raise RequestError(f"tokenizer: {folder} has no padding token ({', '.join(names['pad_token'])}); add a tokenizer_config.json")
+        raise RequestError(
+            f"tokenizer: {folder} has no padding token ({', '.join(names['pad_token'])}); add a tokenizer_config.json"
+        )
     return {kind: token for kind, token in found.items() if token is not None}
 
 
