@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 
 class TextColumn(Sequence[str]):
@@ -61,7 +61,7 @@ class TextColumn(Sequence[str]):
 
     def codes(self) -> np.ndarray:
         """An int64 [n] that is equal for two rows exactly where their texts are equal."""
-        return pc.dictionary_encode(self.to_arrow()).indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        return self.to_arrow().dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,8 @@ class Examples:
 
     def tokenizer_texts(self) -> Sequence[str]:
         """The texts to train a tokenizer on: all of this split's."""
-        if self.pairs is None:
-            return self.texts or ()
-        return [*(self.texts or ()), *self.pairs]
+        texts = self.texts or ()
+        return texts if self.pairs is None else list(chain(texts, self.pairs))
 
 
 @dataclass(frozen=True)

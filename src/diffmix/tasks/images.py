@@ -17,10 +17,8 @@ def load_digits(how: Cut) -> TaskData:
     """
     from sklearn.datasets import load_digits as source
 
-    # Not return_X_y: its type stubs know only the bunch.
-    bunch = source()
-    pixels, labels = np.asarray(bunch["data"]), np.asarray(bunch["target"])  # [n, 64] float, [n]
-    everything = Examples(labels=labels.astype(np.int64), input_ids=pixels.astype(np.int32) + 1)
+    pixels, labels = source(return_X_y=True)  # float [n, 64], int [n]
+    everything = Examples(labels=np.asarray(labels, dtype=np.int64), input_ids=np.asarray(pixels, dtype=np.int32) + 1)
     rest, test_rows = cut(everything.labels, _TEST_FRACTION, how.seed)
     test = everything.take(test_rows)
     train = everything.take(rest)

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from diffmix.errors import RequestError
 from diffmix.tasks.examples import TextColumn
 
+pc: Any = pyarrow.compute  # its functions are made on import, where no type checker sees them
 EXTENSIONS = (".parquet", ".csv", ".tsv", ".jsonl")
 TEXT_COLUMNS = ("text", "sentence", "review", "content", "document", "message", "comment", "body", "tweet", "title")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "sentiment", "topic", "language", "intent")
@@ -85,8 +86,59 @@ class Columns:
 # Finding files
 
 
-def data_folder(task: str, data: str | Path | None, on_notice: Callable[[str], None]) -> Path | None:
-    """The folder that holds the files of `task`: under `data` if given, else under $DIFFMIX_DATA, else None (the hub).
+class FolderSource:
+    """A data set's files in a folder."""
+
+    def __init__(self, task: str, folder: Path):
+        self.name = f"files {task}"
+        self._folder = folder
+
+    def has(self, split: str) -> bool:
+        """Whether there is a file for `split` (any name beside the usual ones is the file's own)."""
+        return bool(split_files(self._folder, split))
+
+    def read(self, split: str, columns: Columns) -> tuple[Rows, Path]:
+        """The rows of a split that it has, and the file to name in messages about them."""
+        paths = split_files(self._folder, split)
+        return read_files(paths, columns), paths[0]
+
+
+class HubSource:
+    """A data set of the Hugging Face hub, read through `datasets` (the extra `hub`)."""
+
+    def __init__(self, dataset: str, splits: dict[str, str]):
+        self.name = f"hub {dataset}"
+        self._dataset = dataset
+        self._splits = splits  # our name → the hub's
+
+    def has(self, split: str) -> bool:
+        """Whether the hub has labelled rows for `split` (unlabelled ones for "unsupervised")."""
+        return split in self._splits
+
+    def read(self, split: str, columns: Columns) -> tuple[Rows, Path]:
+        """The rows of a split that it has, and the place to name in messages about them."""
+        place = Path(self._dataset)
+        try:
+            from datasets import load_dataset  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise RequestError(
+                f"{place}: no local copy was found and the hub needs the package datasets; set $DIFFMIX_DATA or --data to a "
+                "folder of data sets, or run: pip install 'diffmix[hub]'"
+            ) from None
+        try:
+            table = load_dataset(self._dataset, split=self._splits[split]).with_format("arrow")[:]
+        except Exception as error:  # datasets raises many types: no network, no such repository, no such split
+            raise RequestError(
+                f"{place} ({split}) could not be had from the Hugging Face hub: {type(error).__name__}: {_one_line(error)}; "
+                "set $DIFFMIX_DATA or --data to a folder that holds it"
+            ) from error
+        return _concatenate(_arrow_rows(table.to_batches(), table.schema, place, columns), place, columns), place
+
+
+def find_source(
+    task: str, data: str | Path | None, hub: HubSource, on_notice: Callable[[str], None]
+) -> FolderSource | HubSource:
+    """Where to read `task` from: `data` if given, else $DIFFMIX_DATA, else the hub.
 
     `data` may be the folder of data-set folders or the data set's own. A task missing under `data` is a RequestError,
     one missing under $DIFFMIX_DATA a notice.
@@ -101,19 +153,18 @@ def data_folder(task: str, data: str | Path | None, on_notice: Callable[[str], N
             )
         for folder in (root / task, root):
             if split_files(folder, "train"):
-                return folder
+                return FolderSource(task, folder)
         raise RequestError(
             f"--data {root}: holds no {task}/train.parquet nor train.parquet (or .csv, .tsv, .jsonl); put the files of "
             f"{task} there, or leave --data out to take $DIFFMIX_DATA or the hub"
         )
     root_name = os.environ.get("DIFFMIX_DATA")
-    if not root_name:
-        return None
-    folder = Path(root_name) / task
-    if split_files(folder, "train"):
-        return folder
-    on_notice(f"{task} is not in $DIFFMIX_DATA ({root_name}); trying the Hugging Face hub")
-    return None
+    if root_name:
+        folder = Path(root_name) / task
+        if split_files(folder, "train"):
+            return FolderSource(task, folder)
+        on_notice(f"{task} is not in $DIFFMIX_DATA ({root_name}); trying the Hugging Face hub")
+    return hub
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
@@ -127,26 +178,6 @@ def split_files(folder: Path, split: str) -> list[Path]:
             if found:
                 return found
     return []
-
-
-def read_hub(dataset: str, split: str, columns: Columns) -> Rows:
-    """A split of a Hugging Face hub data set, read through `datasets` (the extra `hub`)."""
-    try:
-        from datasets import load_dataset  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise RequestError(
-            f"{dataset}: no local copy was found and the hub needs the package datasets; set $DIFFMIX_DATA or --data to a "
-            "folder of data sets, or run: pip install 'diffmix[hub]'"
-        ) from None
-    try:
-        table = load_dataset(dataset, split=split).with_format("arrow")[:]
-    except Exception as error:  # datasets raises many types: no network, no such repository, no such split
-        reason = " ".join(str(error).split())[:200]
-        raise RequestError(
-            f"{dataset} ({split}) could not be had from the Hugging Face hub: {type(error).__name__}: {reason}; set "
-            "$DIFFMIX_DATA or --data to a folder that holds it"
-        ) from error
-    return _concatenate(_arrow_rows(table.to_batches(), table.schema, Path(dataset), columns), Path(dataset), columns)
 
 
 # Reading files

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from diffmix.errors import RequestError
 from diffmix.tasks import sources
 from diffmix.tasks.examples import Examples, StreamedExamples, TaskData, TextColumn, cut
-from diffmix.tasks.sources import Columns, Rows
+from diffmix.tasks.sources import Columns, HubSource, Rows, pc
 
+Facts = dict[str, str | int | float]  # TaskData.facts
 NEWSGROUPS = (
     "alt.atheism", "comp.graphics", "comp.os.ms-windows.misc", "comp.sys.ibm.pc.hardware", "comp.sys.mac.hardware",
     "comp.windows.x", "misc.forsale", "rec.autos", "rec.motorcycles", "rec.sport.baseball", "rec.sport.hockey",
@@ -33,14 +33,25 @@ class DataSet:
     labels: tuple[str, ...]
     train_rows: int  # of the official train split
     text_column: str = "text"
-    hub_test: str = "test"  # the labelled split that the hub has for testing
+    hub_splits: tuple[tuple[str, str], ...] = (("train", "train"), ("test", "test"))  # our name, the hub's
 
 
 DATA_SETS = {
     "ag_news": DataSet("fancyzhx/ag_news", ("World", "Sports", "Business", "Sci/Tech"), 120_000),
-    "imdb": DataSet("stanfordnlp/imdb", ("neg", "pos"), 25_000),
+    "imdb": DataSet(
+        "stanfordnlp/imdb",
+        ("neg", "pos"),
+        25_000,
+        hub_splits=(("train", "train"), ("test", "test"), ("unsupervised", "unsupervised")),
+    ),
     # GLUE keeps the labels of its test split to itself: there the validation split is the test.
-    "sst2": DataSet("stanfordnlp/sst2", ("negative", "positive"), 67_349, "sentence", hub_test="validation"),
+    "sst2": DataSet(
+        "stanfordnlp/sst2",
+        ("negative", "positive"),
+        67_349,
+        text_column="sentence",
+        hub_splits=(("train", "train"), ("test", "validation")),
+    ),
     "20newsgroups": DataSet("SetFit/20_newsgroups", NEWSGROUPS, 11_314),
 }
 HELD_OUT_ROWS = 20_000  # the most rows of a streamed file that are held in memory for validation, and for test
@@ -66,78 +77,58 @@ def load_data_set(
 ) -> TaskData:
     """One of DATA_SETS, from `data`, $DIFFMIX_DATA or the hub."""
     data_set = DATA_SETS[name]
+    splits = dict(data_set.hub_splits)
+    source = sources.find_source(name, data, HubSource(data_set.hub, splits), on_notice)
     columns = Columns(text=data_set.text_column, label="label")
-    folder = sources.data_folder(name, data, on_notice)
-    to_examples = partial(_indexed, names=tuple(str(i) for i in range(len(data_set.labels))))
+    indices = tuple(str(index) for index in range(len(data_set.labels)))
 
-    if folder is None:
-        where = f"hub {data_set.hub}"
-
-        def read(split: str) -> Examples | None:
-            split = data_set.hub_test if split == "test" else split
-            if split == "validation":
-                return None  # the test, or none
-            return to_examples(sources.read_hub(data_set.hub, split, columns), path=Path(data_set.hub))
-
-        def read_unlabelled() -> Sequence[str]:
-            hub_columns = Columns(text=data_set.text_column, labelled=False)
-            return TextColumn(sources.read_hub(data_set.hub, "unsupervised", hub_columns).texts)
-
-        def test() -> Examples | None:
-            return limited(
-                to_examples(sources.read_hub(data_set.hub, data_set.hub_test, columns), path=Path(data_set.hub)), how
-            )
-
-        has_unlabelled = name == "imdb"
-    else:
-        where = f"files {name}"
-
-        def read(split: str) -> Examples | None:
-            paths = sources.split_files(folder, split)
-            return to_examples(sources.read_files(paths, columns), path=paths[0]) if paths else None
-
-        def read_unlabelled() -> Sequence[str]:
-            paths = sources.split_files(folder, "unsupervised")
-            return TextColumn(sources.read_files(paths, Columns(text=data_set.text_column, labelled=False)).texts)
-
-        def test() -> Examples | None:
-            found = read("test")
-            return None if found is None else limited(found, how)
-
-        has_unlabelled = bool(sources.split_files(folder, "unsupervised"))
+    def read(split: str) -> Examples:
+        return _indexed(*source.read(split, columns), indices)
 
     train = read("train")
-    assert train is not None  # data_folder looked
     rows = len(train)
-    validation = read("validation")
-    own_validation = validation is not None
-    if validation is None:
+    own_validation = source.has("validation")
+    if own_validation:
+        validation = read("validation")
+    else:
         train, validation = _cut(train, how, f"{name} train")
     for extra in extra_train:  # after the cut: validation is of the test's form
-        more = read(extra) if folder is not None else None
-        if more is None:
+        if not source.has(extra):
             raise RequestError(
-                f"extra_train: {name} has no {extra!r} beside its train file ({where}); leave it out, or add {extra}.parquet"
+                f"extra_train: {name} has no {extra!r} beside its train file ({source.name}); leave it out, or add "
+                f"{extra}.parquet"
             )
-        train = _joined(train, more)
+        more = read(extra)
+        train = Examples(np.concatenate([train.labels, more.labels]), texts=_together([train.texts, more.texts]))
         rows += len(more)
-    facts: dict[str, str | int | float] = {"source": where, "train_rows": rows}
+
+    facts: Facts = {"source": source.name, "train_rows": rows}
     if extra_train:
         facts["extra_train"] = ", ".join(extra_train)
     if rows != data_set.train_rows:
         kind = "subset" if rows < data_set.train_rows else "superset"
         facts["note"] = f"{rows:,}-row {kind} of the official {data_set.train_rows:,}"
-    if folder is None and data_set.hub_test != "test":
-        facts["test"] = f"the official {data_set.hub_test} split (the hub's test split has no labels)"
+    if isinstance(source, HubSource) and splits["test"] != "test":
+        facts["test"] = f"the official {splits['test']} split (the hub's test split has no labels)"
     describe_validation(facts, validation, how, own_validation)
     train, validation = limited(train, how), limited(validation, how)
     describe_limit(facts, how)
 
-    def unlabelled() -> Sequence[str]:
-        columns_ = [train.texts, read_unlabelled()] if has_unlabelled else [train.texts]
-        return TextColumn.concatenate([column for column in columns_ if isinstance(column, TextColumn)])
+    def load_test() -> Examples | None:
+        if not source.has("test"):
+            return None
+        found, place = source.read("test", columns)
+        if pc.all(pc.equal(found.labels, "-1")).as_py():  # the mark of withheld labels
+            return None
+        return limited(_indexed(found, place, indices), how)
 
-    return TaskData(name, data_set.labels, train, validation, test, facts, load_unlabelled=unlabelled)
+    def load_unlabelled() -> Sequence[str]:
+        parts = [train.texts]
+        if source.has("unsupervised"):
+            parts.append(TextColumn(source.read("unsupervised", replace(columns, labelled=False))[0].texts))
+        return _together(parts)
+
+    return TaskData(name, data_set.labels, train, validation, load_test, facts, load_unlabelled=load_unlabelled)
 
 
 # Files of one's own
@@ -168,7 +159,7 @@ def load_text_file(
             )
     if stream is None:
         stream = _memory_needed(files["train"]) > _memory_available()
-    facts: dict[str, str | int | float] = {"source": f"file {path.name}" if path.is_file() else f"folder {path.name}"}
+    facts: Facts = {"source": f"file {path.name}" if path.is_file() else f"folder {path.name}"}
     load = _stream_text_file if stream else _hold_text_file
     return load(files, columns, how, facts, on_notice)
 
@@ -177,13 +168,12 @@ def _hold_text_file(
     files: dict[str, list[Path]],
     columns: Columns,
     how: Cut,
-    facts: dict[str, str | int | float],
+    facts: Facts,
     on_notice: Callable[[str], None],
 ) -> TaskData:
     path = files["train"][0]
     rows = sources.read_files(files["train"], columns)
-    counts = {item["values"].as_py(): item["counts"].as_py() for item in pc.value_counts(rows.labels)}
-    names = _label_names(counts, path)
+    names = _label_names(_value_counts(rows), path)
     train = _indexed(rows, path, names)
     _notice_empty(rows, path, on_notice)
     facts["train_rows"] = len(train)
@@ -211,7 +201,7 @@ def _hold_text_file(
             parts.append(
                 TextColumn(sources.read_files(files["unsupervised"], Columns(columns.text, labelled=False)).texts)
             )
-        return TextColumn.concatenate([part for part in parts if isinstance(part, TextColumn)])
+        return _together(parts)
 
     return TaskData("text_file", names, train, validation, load_test, facts, load_unlabelled=load_unlabelled)
 
@@ -220,7 +210,7 @@ def _stream_text_file(
     files: dict[str, list[Path]],
     columns: Columns,
     how: Cut,
-    facts: dict[str, str | int | float],
+    facts: Facts,
     on_notice: Callable[[str], None],
 ) -> TaskData:
     """Reads train once for its labels and once for validation and the tokenizer's sample, holding only the latter two."""
@@ -228,9 +218,8 @@ def _stream_text_file(
     counts: dict[str, int] = {}
     first_labels = 0
     for rows in _iter_files(files["train"], columns):
-        for item in pc.value_counts(rows.labels):
-            label = item["values"].as_py()
-            counts[label] = counts.get(label, 0) + item["counts"].as_py()
+        for label, count in _value_counts(rows).items():
+            counts[label] = counts.get(label, 0) + count
         if first_labels == 0:
             first_labels = len(counts)
         if len(counts) > 100_000:
@@ -249,7 +238,7 @@ def _stream_text_file(
 
     def split_rows(split: str, limit: int | None) -> Iterator[tuple[Rows, np.ndarray]]:
         """(batch, the rows of it that belong to `split`); a row's split follows from its number and the seed alone."""
-        start = left = 0
+        start = 0
         left = limit if limit is not None else total
         for rows in _iter_files(files["train"], columns):
             draw = _uniform(np.arange(start, start + len(rows.texts)), how.seed)
@@ -354,6 +343,11 @@ def _memory_available() -> int:
 # Labels
 
 
+def _value_counts(rows: Rows) -> dict[str, int]:
+    assert rows.labels is not None
+    return {item["values"].as_py(): item["counts"].as_py() for item in rows.labels.value_counts()}
+
+
 def _label_names(counts: dict[str, int], path: Path) -> tuple[str, ...]:
     """The label names of train, in their order. Refuses what cannot be a classification task."""
     if len(counts) < 2:
@@ -407,26 +401,28 @@ def _cut(train: Examples, how: Cut, place: str) -> tuple[Examples, Examples]:
     return train.take(kept), train.take(held)
 
 
-def _joined(a: Examples, b: Examples) -> Examples:
-    assert isinstance(a.texts, TextColumn) and isinstance(b.texts, TextColumn)
-    return Examples(np.concatenate([a.labels, b.labels]), texts=TextColumn.concatenate([a.texts, b.texts]))
+def _together(columns: Sequence[Sequence[str] | None]) -> TextColumn:
+    return TextColumn.concatenate([column for column in columns if isinstance(column, TextColumn)])
 
 
 def limited(examples: Examples, how: Cut) -> Examples:
+    """At most `how.limit` rows, drawn with the fixed seed, in their order."""
     if how.limit is None or len(examples) <= how.limit:
         return examples
     rows = np.random.default_rng(how.seed).permutation(len(examples))[: how.limit]
     return examples.take(np.sort(rows))
 
 
-def describe_validation(facts: dict[str, str | int | float], validation: Examples, how: Cut, own: bool) -> None:
+def describe_validation(facts: Facts, validation: Examples, how: Cut, own: bool) -> None:
+    """Write into `facts` how many validation rows there are and where they came from."""
     facts["validation_rows"] = len(validation)
     facts["validation"] = (
         "the source's own" if own else f"cut from train ({how.fraction:.0%}, stratified by label, seed {how.seed})"
     )
 
 
-def describe_limit(facts: dict[str, str | int | float], how: Cut) -> None:
+def describe_limit(facts: Facts, how: Cut) -> None:
+    """Write into `facts` that rows were limited."""
     if how.limit is not None:
         facts["limit"] = f"at most {how.limit:,} rows of each split"
 
