@@ -102,7 +102,7 @@ class Examples:
 
     def tokenizer_texts(self) -> Sequence[str]:
         """The texts to train a tokenizer on: all of this split's."""
-        texts = self.texts or ()
+        texts: Sequence[str] = self.texts or ()
         return texts if self.pairs is None else list(chain(texts, self.pairs))
 
 

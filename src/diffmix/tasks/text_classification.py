@@ -93,10 +93,9 @@ def load_data_set(
     else:
         train, validation = _cut(train, how, f"{name} train")
     for extra in extra_train:  # after the cut: validation is of the test's form
-        if not source.has(extra):
+        if extra in sources.SPLIT_NAMES or not source.has(extra):
             raise RequestError(
-                f"extra_train: {name} has no {extra!r} beside its train file ({source.name}); leave it out, or add "
-                f"{extra}.parquet"
+                f"extra_train: {name} has no further train file {extra!r} ({source.name}); leave it out, or add {extra}.parquet"
             )
         more = read(extra)
         train = Examples(np.concatenate([train.labels, more.labels]), texts=_together([train.texts, more.texts]))
