@@ -66,7 +66,7 @@ def training_curves(histories: Sequence[Sequence[Mapping[str, Any]]]) -> Figure:
         histories: one list a seed of the records in metrics.jsonl: step, train/loss, validation/loss,
             validation/accuracy, each of which may be missing in a record.
     """
-    figure = Figure(figsize=(8.4, 3.0), layout="constrained")
+    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     panels = (
         (loss, "train/loss", _SECOND, "train"),
@@ -118,7 +118,8 @@ def confusion_figure(confusion: ArrayLike, labels: Sequence[str]) -> Figure:
     # A cell of half an inch while it holds a number, of a fifth once it need only show its shade.
     side = classes * (0.52 if classes <= 12 else max(0.2, 0.34 - 0.004 * classes))
     margin = 0.5 + (0.075 * max(map(columns, names)) if named else 0)
-    figure = Figure(figsize=(max(side, 1.6) + margin, max(side, 1.6) + margin), layout="constrained")
+    side = max(side, 2.8)  # few classes get larger cells
+    figure = Figure(figsize=(side + margin, side + margin), layout="constrained")
     axes = figure.subplots()
     for i, j in np.argwhere(counts > 0):
         value = float(share[i, j])
@@ -151,13 +152,16 @@ def confusion_figure(confusion: ArrayLike, labels: Sequence[str]) -> Figure:
     return figure
 
 
-def reliability_diagram(reliability: Sequence[Mapping[str, Any]]) -> Figure:
+def reliability_diagram(reliability: Sequence[Mapping[str, Any]], *, repeats: int = 1) -> Figure:
     """Accuracy against confidence with Wilson 95 % intervals, over a histogram of the confidences.
 
     Args:
-        reliability: one mapping a bin: low, high, confidence, accuracy, count, as `evaluation.reliability` gives them.
+        reliability: one mapping a bin: low, high, confidence, accuracy, count, as `evaluation.reliability` gives them;
+            at least one bin holds an example.
+        repeats: how many models' predictions of the same examples the counts add up. The same examples seen again are
+            no new evidence, so the intervals stand on count / repeats of them.
     """
-    figure = Figure(figsize=(4.3, 4.3), layout="constrained")
+    figure = Figure(figsize=(4.8, 4.4), layout="constrained")
     axes, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
     filled = [row for row in reliability if row["count"]]
@@ -168,7 +172,8 @@ def reliability_diagram(reliability: Sequence[Mapping[str, Any]]) -> Figure:
         )
     )
     axes.bar(low, accuracy, width, align="edge", color=_FIRST, alpha=0.25, linewidth=0)
-    bottom, top = proportion_interval(np.clip(accuracy * count, 0, count), count)
+    trials = np.maximum(count / repeats, 1)
+    bottom, top = proportion_interval(np.clip(accuracy * trials, 0, trials), trials)
     errors = np.maximum([accuracy - bottom, top - accuracy], 0)
     axes.errorbar(confidence, accuracy, errors, fmt="o", color=_FIRST, markersize=4, linewidth=1.3, capsize=2)
     axes.set_ylim(0, 1.02)
@@ -192,7 +197,7 @@ def trade_off(points: Sequence[TradeOffPoint]) -> Figure:
     Up and to the right is better for speed, up and to the left for memory. An axis whose costs span more than a factor
     of three is logarithmic.
     """
-    figure = Figure(figsize=(8.4, 3.3), layout="constrained")
+    figure = Figure(figsize=(9.6, 3.4), layout="constrained")
     speed, memory = figure.subplots(1, 2, sharey=True)
     _scatter(
         speed, points, [point.tokens_per_second for point in points], "training speed, tokens a second →", short_count
@@ -211,8 +216,8 @@ def _scatter(
             continue
         colour = COLOURS[series_colour(index)]
         if point.low is not None and point.high is not None:
-            axes.plot([cost, cost], [point.low, point.high], color=colour, linewidth=1.8, solid_capstyle="round")
-        axes.plot(cost, point.accuracy, "o", color=colour, markersize=14, markeredgecolor=_PAPER)
+            axes.plot([cost, cost], [point.low, point.high], color=colour, linewidth=2.2, solid_capstyle="round")
+        axes.plot(cost, point.accuracy, "o", color=colour, markersize=12, markeredgecolor=_PAPER)
         axes.annotate(
             str(index + 1),
             (cost, point.accuracy),
@@ -232,6 +237,7 @@ def _scatter(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: form(x)))
     axes.set_xlabel(label)
     axes.margins(x=0.15, y=0.2)
+    axes.set_ylim(top=min(axes.get_ylim()[1], 1.02))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     _style(axes)
 
@@ -251,6 +257,7 @@ def to_svg(figure: Figure, label: str) -> str:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
+    width = 96 * figure.get_figwidth()  # CSS pixels; below 70 % of it the page scrolls the figure instead
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)  # one rule on *, which would reach the page
@@ -259,7 +266,7 @@ def to_svg(figure: Figure, label: str) -> str:
         r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
         lambda match: (
             f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="{match[1]}" style="max-width:{figure.get_figwidth() * 96:.0f}px" role="img" '
+            f'viewBox="{match[1]}" style="max-width:{width:.0f}px;min-width:{0.7 * width:.0f}px" role="img" '
             f'aria-label="{html.escape(label)}">'
         ),
         svg,
@@ -283,7 +290,7 @@ def _style(axes: Axes, *, grid: bool = True) -> None:
     axes.set_facecolor("none")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_MUTED)
-    axes.tick_params(colors=_MUTED, labelcolor=_INK, labelsize=_SMALL, which="both")
+    axes.tick_params(colors=_MUTED, labelcolor=_INK, labelsize=_SMALL, which="both", length=3, pad=4)
     axes.title.set(color=_INK, fontsize=10)
     axes.xaxis.label.set(color=_INK, fontsize=9)
     axes.yaxis.label.set(color=_INK, fontsize=9)

@@ -113,7 +113,7 @@ class _Column(NamedTuple):
     heading: str
     key: str  # of metrics.json; a leading / stands for the split the run is judged by
     form: Callable[[float], str]
-    better: Callable[[Sequence[float]], float] | None  # which of several is best; None: neither is
+    better: Callable[[Sequence[float]], float]  # which of several is best
     interval: bool = False
 
 
@@ -127,7 +127,6 @@ _COLUMNS = (
     _Column("Peak memory", "train/peak_memory_bytes", short_size, min),
     _Column("Tokens/s", "train/tokens_per_second", short_count, max),
     _Column("Training", "train/seconds", lambda x: f"{x:.3g} s" if x < 600 else f"{x / 60:.1f} min", min),
-    _Column("Train rows", "train/examples", lambda x: f"{x:,.0f}", None),
 )
 
 
@@ -138,11 +137,11 @@ def _comparison(runs: Sequence[Run], tasks: Sequence[str]) -> str:
     best = {}
     for column in columns:
         values = [value for run in runs if (value := run.metric(column.key)) is not None]
-        if comparable and column.better and len(set(values)) > 1:
+        if comparable and len(set(values)) > 1:
             best[column.key] = column.better(values)
     rows = []
     for number, run in enumerate(runs, start=1):
-        about = [run.model, f"{run.task}, " * (len(tasks) > 1) + _scored(run), _plural(run.seeds, "seed")]
+        about = [*([run.task] * (len(tasks) > 1)), run.model, *_scale(run)]
         cells = "".join(_cell(run, column, best.get(column.key)) for column in columns)
         details = "".join(f"<small>{_text(line)}</small>" for line in about)
         link = f'<a href="#run-{number}" dir="auto">{_text(run.name)}</a>'
@@ -160,9 +159,10 @@ def _comparison(runs: Sequence[Run], tasks: Sequence[str]) -> str:
         "Results",
         _scroll(
             "Results of every run",
-            f'<table><caption>{" ".join(notes)}</caption><thead><tr><th scope="col">Run</th>{headings}</tr></thead>'
+            f'<table class="results"><thead><tr><th scope="col">Run</th>{headings}</tr></thead>'
             f"<tbody>{''.join(rows)}</tbody></table>",
-        ),
+        )
+        + f'<p class="note">{" ".join(notes)}</p>',
     )
 
 
@@ -183,9 +183,15 @@ def _cell(run: Run, column: _Column, best: float | None) -> str:
     return f"<td{mark}>{column.form(value)}{spoken}{''.join(f'<small>{line}</small>' for line in below)}</td>"
 
 
-def _scored(run: Run) -> str:
+def _scale(run: Run) -> list[str]:
+    """On how much the numbers stand: rows trained on, examples scored, seeds."""
+    rows = run.metric("train/examples")
     n = run.metric("/n") or (run.evaluation.n if run.evaluation else None)
-    return run.split if n is None else f"{run.split}, n = {n:,.0f}"
+    return [
+        *([f"{rows:,.0f} train rows"] if rows is not None else []),
+        run.split if n is None else f"{n:,.0f} {run.split} rows",
+        _plural(run.seeds, "seed"),
+    ]
 
 
 def _trade_off(runs: Sequence[Run]) -> str:
@@ -225,16 +231,17 @@ def _predictions(predictions: Sequence[Prediction], run: Run) -> str:
         "Live predictions",
         _scroll(
             "Live predictions",
-            f"<table><caption>Made by {_text(run.name)} when this page was written.</caption><thead><tr>"
-            '<th scope="col">Text</th><th scope="col">Prediction</th><th scope="col" class="number">Confidence</th>'
+            '<table><thead><tr><th scope="col">Text</th><th scope="col">Prediction</th>'
+            '<th scope="col" class="number">Confidence</th>'
             f'<td aria-hidden="true"></td></tr></thead><tbody>{rows}</tbody></table>',
-        ),
+        )
+        + f'<p class="note">Made by {_text(run.name)} when this page was written.</p>',
     )
 
 
 def _run_section(number: int, run: Run) -> str:
     evaluation = run.evaluation
-    about = f"{run.model} on {run.task} · {_scored(run)} · {_plural(run.seeds, 'seed')}"
+    about = " · ".join([f"{run.model} on {run.task}", *_scale(run)])
     parts = [f'<p class="note">{_text(about)}</p><h3>Training</h3>{_curves(run)}']
     if evaluation is None:
         parts.append(
@@ -242,11 +249,16 @@ def _run_section(number: int, run: Run) -> str:
         )
     else:
         pooled = f", {run.seeds} seeds together" if run.seeds > 1 else ""
-        wide = ' class="wide"' if len(evaluation.labels) > 16 else ""
+        matrix = f"<h3>Confusion matrix</h3>{_confusion(run, evaluation, pooled)}"
+        pairs = f"<h3>Most confused</h3>{_confused_pairs(evaluation)}"
+        diagram = f"<h3>Reliability</h3>{_reliability(run, evaluation, pooled)}"
+        # A large matrix takes the whole width; a small one shares it, and the list of pairs goes under both.
+        boxes = (matrix, diagram, pairs) if len(evaluation.labels) <= 16 else (matrix, pairs, diagram)
+        wide = pairs if len(evaluation.labels) <= 16 else matrix
         parts.append(
-            f'<div class="pair"><div{wide}><h3>Confusion matrix</h3>{_confusion(run, evaluation, pooled)}</div>'
-            f"<div><h3>Most confused</h3>{_confused_pairs(evaluation)}</div>"
-            f"<div><h3>Reliability</h3>{_reliability(run, evaluation, pooled)}</div></div>"
+            '<div class="pair">'
+            + "".join(f'<div class="wide">{box}</div>' if box is wide else f"<div>{box}</div>" for box in boxes)
+            + "</div>"
         )
     recipe = yaml.safe_dump(dict(run.recipe), sort_keys=False, allow_unicode=True)
     parts += [
@@ -294,7 +306,7 @@ def _confusion(run: Run, evaluation: Evaluation, pooled: str) -> str:
     )
 
 
-def _confused_pairs(evaluation: Evaluation, most: int = 10) -> str:
+def _confused_pairs(evaluation: Evaluation, most: int = 8) -> str:
     mistakes = evaluation.confusion.copy()
     np.fill_diagonal(mistakes, 0)
     order = np.argsort(-mistakes, axis=None, kind="stable")[:most]
@@ -323,12 +335,12 @@ def _reliability(run: Run, evaluation: Evaluation, pooled: str) -> str:
     ece, floor = run.metric("/ece"), run.metric("/ece_noise_floor")
     numbers = "" if ece is None else f"ECE {ece:.4f}" + ("" if floor is None else f", noise floor {floor:.4f}") + ". "
     svg = figures.to_svg(
-        figures.reliability_diagram(evaluation.reliability),
+        figures.reliability_diagram(evaluation.reliability, repeats=run.seeds),
         shown(f"Reliability diagram of {run.name}: accuracy by confidence. {numbers}", 300),
     )
     return (
         f"<figure>{svg}<figcaption>{numbers}Points below the dashed line: overconfident. Bars on points: Wilson 95 % "
-        f"intervals{_text(pooled)}.</figcaption></figure>"
+        f"intervals{pooled}.</figcaption></figure>"
     )
 
 

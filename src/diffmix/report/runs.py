@@ -53,7 +53,7 @@ class Run:
         """The recipe's model, with the mixer where it is one of ours."""
         model = str(self.recipe.get("model", "diffmix"))
         mixer = self.recipe.get("mixer", "neighbor")
-        return f"{model}, {mixer}" if model == "diffmix" else model
+        return f"{model} ({mixer})" if model == "diffmix" else model
 
     @property
     def split(self) -> str:

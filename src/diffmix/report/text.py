@@ -19,12 +19,12 @@ def columns(text: str) -> int:
 
 
 def short_count(value: float) -> str:
-    """A large number in three digits: 523, 1.25 k, 66.4 M."""
+    """A large number in at most three digits: 523, 1.25 k, 66.4 M."""
     return _scaled(value, ((1e9, " G"), (1e6, " M"), (1e3, " k")), "")
 
 
 def short_size(value: float) -> str:
-    """A number of bytes in three digits: 673 MB, 21.0 GB (1 MB is 10^6 bytes)."""
+    """A number of bytes in at most three digits: 673 MB, 1.25 GB (1 MB is 10^6 bytes)."""
     return _scaled(value, ((1e9, " GB"), (1e6, " MB"), (1e3, " kB")), " B")
 
 
@@ -32,5 +32,5 @@ def _scaled(value: float, units: Sequence[tuple[float, str]], plain: str) -> str
     for unit, name in units:
         # From 999.5 up three digits would need a fourth.
         if value >= 0.9995 * unit:
-            return f"{value / unit:#.3g}".rstrip(".") + name
+            return f"{value / unit:.3g}" + name
     return f"{value:.4g}" + plain
