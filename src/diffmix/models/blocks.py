@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from diffmix.models.configuration import DiffmixConfig
+from diffmix.models.dropout import Dropout
 from diffmix.models.mixers import MIXERS
 
 
@@ -83,7 +84,7 @@ class DiffusionStep(GradientCheckpointingLayer):
         self.mixer = MIXERS["neighbor"](config)
         self.mlp = MLP(config)
         self.norm = make_norm(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
         self.pre_norm = config.norm_placement == "pre"
         self.mix_first = config.neighbor_update == "mix_then_mlp"
         self.alpha = config.neighbor_alpha
@@ -115,7 +116,7 @@ class AttentionBlock(GradientCheckpointingLayer):
         self.mixer = MIXERS[config.mixer](config)
         self.mlp_norm = make_norm(config)
         self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def forward(self, hidden: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """[B, N, D] → [B, N, D]."""

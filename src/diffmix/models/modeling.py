@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, Seque
 
 from diffmix.models.blocks import AttentionBlock, DiffusionStep, make_norm
 from diffmix.models.configuration import DiffmixConfig
+from diffmix.models.dropout import Dropout
 from diffmix.models.mixers import NeighborMixer
 from diffmix.ops.alignment import align, aligned_positions, unalign
 
@@ -78,7 +79,7 @@ class DiffmixModel(DiffmixPreTrainedModel):
             if config.position_embedding == "learned"
             else None
         )
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.embedding_dropout = Dropout(config.embedding_dropout)
         if config.mixer == "neighbor":
             distinct = 1 if config.neighbor_shared_steps else config.num_hidden_layers
             self.layers = nn.ModuleList(DiffusionStep(config) for _ in range(distinct))
@@ -258,7 +259,7 @@ class ClassificationHead(nn.Module):
 
     def __init__(self, inputs: int, hidden_size: int, classes: int, dropout: float):
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.hidden = nn.Linear(inputs, hidden_size) if hidden_size else None
         self.output = nn.Linear(hidden_size or inputs, classes)
 
