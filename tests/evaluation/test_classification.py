@@ -127,6 +127,12 @@ def test_a_calibrated_model_scores_about_its_noise_floor():
     assert np.mean(ratios) == pytest.approx(1, abs=0.12)
 
 
+def test_the_interval_of_ece_holds_the_ece_although_resampling_inflates_it():
+    for seed in range(10):
+        metrics = classification_metrics(*calibrated(1000, 4, seed), bootstrap=200)
+        assert metrics["ece_low"] < metrics["ece"] < metrics["ece_high"]
+
+
 def test_an_overconfident_model_stands_far_above_its_floor():
     p, y = calibrated(4000, 4)
     sharpened = p**3 / (p**3).sum(axis=1, keepdims=True)
