@@ -235,6 +235,17 @@ def test_masked_lm_ties_its_head_and_scores_only_what_is_asked(tmp_path):
     assert again.decoder.weight is again.get_input_embeddings().weight
 
 
+def test_sampled_softmax_is_the_full_one_when_every_token_is_drawn():
+    full = make("own_steps", DiffmixForMaskedLM, hidden_dropout=0.0).train()
+    sampled = make("own_steps", DiffmixForMaskedLM, hidden_dropout=0.0, sampled_softmax=5000).train()
+    few = make("own_steps", DiffmixForMaskedLM, hidden_dropout=0.0, sampled_softmax=5).train()
+    ids = torch.randint(1, 50, (2, 8))
+    labels = torch.where(torch.rand(2, 8) < 0.5, ids, -100)
+    torch.testing.assert_close(sampled(ids, labels=labels).loss, full(ids, labels=labels).loss)
+    assert few(ids, labels=labels).loss < full(ids, labels=labels).loss  # fewer to choose among
+    assert few.eval()(ids, labels=labels).logits.shape == (2, 8, 50)
+
+
 def test_autocast_keeps_the_states_in_its_dtype():
     model = make("own_steps", DiffmixModel)
     ids = torch.randint(1, 50, (2, 9))

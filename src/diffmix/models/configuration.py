@@ -56,6 +56,8 @@ class DiffmixConfig(PretrainedConfig):
         neighbor_max_steps: bound on those iterations; None: 8·num_hidden_layers.
         pad_token_id: the id of padding, whose embedding stays 0; None: no such id.
         tie_word_embeddings: whether a language model scores tokens with their own embeddings.
+        sampled_softmax: when above 0, a masked language model is trained to tell each hidden token from that many random
+            ones and the batch's other hidden tokens, instead of from the whole vocabulary.
 
     Raises:
         ValueError: values that are out of range or contradict each other.
@@ -96,6 +98,7 @@ class DiffmixConfig(PretrainedConfig):
         neighbor_max_steps: int | None = None,
         pad_token_id: int | None = 0,
         tie_word_embeddings: bool = True,
+        sampled_softmax: int = 0,
         **kwargs: Any,
     ):
         self.mixer = mixer
@@ -127,6 +130,7 @@ class DiffmixConfig(PretrainedConfig):
         self.neighbor_boundary = neighbor_boundary
         self.neighbor_tolerance = neighbor_tolerance
         self.neighbor_max_steps = neighbor_max_steps
+        self.sampled_softmax = sampled_softmax
         self._check()
         # transformers' configurations are dataclasses with keyword fields of their own that pyright cannot see.
         super().__init__(**{"pad_token_id": pad_token_id, "tie_word_embeddings": tie_word_embeddings, **kwargs})
@@ -160,7 +164,7 @@ class DiffmixConfig(PretrainedConfig):
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; give a probability from 0 up to but not including 1"
                 )
-        for name in ("noise_std", "classifier_hidden_size"):
+        for name in ("noise_std", "classifier_hidden_size", "sampled_softmax"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give 0 or more")
         for name in ("embedding_std", "norm_eps"):

@@ -373,17 +373,34 @@ class DiffmixForMaskedLM(DiffmixPreTrainedModel):
         labels: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> MaskedLMOutput | tuple:
-        """`labels` [B, N], -100 where nothing is asked → logits [B, N, V]; in training, with labels, [asked, V] only.
+        """`labels` [B, N], -100 where nothing is asked → logits [B, N, V].
 
-        A vocabulary is wide: scoring only the asked tokens saves most of the time and memory of pre-training.
+        In training, with labels, only the asked positions are scored, [asked, V]; a vocabulary is wide. With
+        `config.sampled_softmax` = s > 0 they are scored against the batch's own targets and s random tokens only, [asked, ≤
+        targets + s]: a cheaper loss with another scale. Evaluation always scores the whole vocabulary.
         """
         hidden = self.model(input_ids, attention_mask, inputs_embeds).last_hidden_state
+        candidates = None
         if labels is not None and self.training:
             asked = labels != -100
             hidden, labels = hidden[asked], labels[asked]
-        logits = self.decoder(self.transform_norm(F.gelu(self.transform(hidden)))) * self.config.hidden_size**-0.5
+            if self.config.sampled_softmax:
+                candidates, labels = self._candidates(labels)
+        features = self.transform_norm(F.gelu(self.transform(hidden))) * self.config.hidden_size**-0.5
+        if candidates is None:
+            logits = self.decoder(features)
+        else:
+            logits = F.linear(features, self.decoder.weight[candidates], self.decoder.bias[candidates])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
         output = MaskedLMOutput(loss=loss, logits=logits)
         return output if return_dict is not False else output.to_tuple()
+
+    def _candidates(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens to choose among, ascending, and where the targets stand among them."""
+        vocab_size = self.config.vocab_size
+        chosen = torch.zeros(vocab_size, dtype=torch.bool, device=targets.device)
+        chosen[torch.randint(vocab_size, (self.config.sampled_softmax,), device=targets.device)] = True
+        chosen[targets] = True
+        return chosen.nonzero().squeeze(1), (chosen.cumsum(0) - 1)[targets]
