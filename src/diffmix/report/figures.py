@@ -138,7 +138,7 @@ def confusion_figure(confusion: ArrayLike, labels: Sequence[str]) -> Figure:
     _style(axes, grid=False)
     if named:
         size = _SMALL if classes <= 12 else 7.5
-        upright = classes > 3 or max(map(columns, names)) > 8
+        upright = 0.09 * max(map(columns, names)) > side / classes  # names wider than their cell stand on end
         axes.set_xticks(range(classes), names, rotation=90 if upright else 0, fontsize=size, parse_math=False)
         axes.set_yticks(range(classes), names, fontsize=size, parse_math=False)
     else:
