@@ -222,40 +222,11 @@ def test_shards_and_usual_split_names(tmp_path):
 
 # Fuzzing: whatever the bytes, reading works or raises RequestError.
 
-FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PIECES = st.sampled_from(
-    [
-        b"text",
-        b"label",
-        b",",
-        b"\t",
-        b"\n",
-        b"\r",
-        b"\r\n",
-        b'"',
-        b'""',
-        b"{",
-        b"}",
-        b"[",
-        b":",
-        b"\\",
-        b"\\ud800",
-        b"1",
-        b"1e999",
-    ]
-    + [
-        b"NaN",
-        b"-0",
-        b"null",
-        b"true",
-        b"\x00",
-        b"\xff",
-        b"\xef\xbb\xbf",
-        "ä☃".encode(),
-        b" ",
-        b'{"text": "a", "label": ',
-        b"text,label\n",
-    ]
+    [piece.encode() for piece in ("text", "label", ",", "\t", "\n", "\r", "\r\n", '"', '""', "{", "}", "[", ":", "\\")]
+    + [piece.encode() for piece in ("\\ud800", "1", "1e999", "NaN", "-0", "null", "true", "\x00", "\ufeff", "ä☃", " ")]
+    + [b"\xff", b'{"text": "a", "label": ', b"text,label\n"]
 )
 BYTES = st.one_of(st.binary(max_size=200), st.lists(PIECES, max_size=40).map(b"".join))
 

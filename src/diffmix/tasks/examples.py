@@ -102,8 +102,8 @@ class Examples:
 
     def tokenizer_texts(self) -> Sequence[str]:
         """The texts to train a tokenizer on: all of this split's."""
-        texts: Sequence[str] = self.texts or ()
-        return texts if self.pairs is None else list(chain(texts, self.pairs))
+        columns: list[Sequence[str]] = [column for column in (self.texts, self.pairs) if column is not None]
+        return columns[0] if len(columns) == 1 else list(chain.from_iterable(columns))
 
 
 @dataclass(frozen=True)

@@ -226,6 +226,8 @@ def _stream_text_file(
                 f"{path}: over 100,000 different labels; is the label column right? --set label_column=NAME"
             )
     total = sum(counts.values())
+    if not total:
+        raise RequestError(f"{path}: has no rows; it needs at least a few under its header")
     names = _label_names(counts, path)
     if first_labels < len(names) and total > sources.BATCH_ROWS:
         on_notice(
