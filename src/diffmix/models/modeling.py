@@ -361,7 +361,7 @@ class DiffmixForMaskedLM(DiffmixPreTrainedModel):
         """The tied token head."""
         return self.decoder
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replace the token head."""
         self.decoder = new_embeddings
 

@@ -50,9 +50,7 @@ def fitting_micro_batch(
     longest = np.argsort(-np.asarray(dataset.lengths), kind="stable")[:probe_rows]
     batch = collate([dataset[int(row)] for row in longest])
     with torch.random.fork_rng(devices=[]):
-        probe = copy.deepcopy(model).train()
-        used = _peak_of(lambda: step(probe, batch).backward())
-        del probe
+        used = _peak_of(lambda: step(copy.deepcopy(model).train(), batch).backward())
     if used is None:
         return rows
     # The gradients are counted with the rows, which errs on the side of smaller batches.

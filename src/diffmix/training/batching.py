@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
-import numpy as np
-from torch.utils.data import IterableDataset, Sampler
 
-from diffmix.tasks.encoding import StreamedDataset
+import numpy as np
+from torch.utils.data import Dataset, IterableDataset, Sampler
+
+from diffmix.tasks.encoding import EncodedDataset, StreamedDataset
 
 # Rows are sorted by length inside groups of this many batches: enough to leave little padding, few enough to stay random.
 MEGA_BATCH = 50
@@ -115,3 +116,23 @@ def batches_by_tokens(lengths: Sequence[int] | np.ndarray, batch_tokens: int) ->
         batches.append(order[start : start + rows])
         start += rows
     return batches
+
+
+class RowSubset(Dataset[Any]):
+    """Some rows of an encoded data set."""
+
+    def __init__(self, dataset: Any, indices: np.ndarray):
+        self.dataset, self.indices = dataset, indices
+        self.lengths = np.asarray(dataset.lengths)[indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[int(self.indices[index])]
+
+    def flat(self) -> EncodedDataset:
+        """These rows as an EncodedDataset of their own, without labels."""
+        bounds = [(self.dataset.offsets[row], self.dataset.offsets[row + 1]) for row in self.indices]
+        tokens = np.concatenate([self.dataset.tokens[first:last] for first, last in bounds])
+        return EncodedDataset(tokens, np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -131,8 +132,6 @@ class RunRecorder(TrainerCallback):
         self.best = state.best_metric
         if not state.is_world_process_zero:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         keep_lines(self.folder / "metrics.jsonl", state.global_step)
         self.board = SummaryWriter(str(self.folder / "logs"), purge_step=state.global_step + 1)
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=None, file=sys.stderr)
@@ -176,7 +175,9 @@ class RunRecorder(TrainerCallback):
                 if key not in ("step", "epoch", "seconds"):
                     self.board.add_scalar(key, value, state.global_step)
             self.board.flush()
-            shown = ", ".join(f"{key} {value:.4f}" for key, value in row.items() if key.startswith(("train/l", "validation")))
+            shown = ", ".join(
+                f"{key} {value:.4f}" for key, value in row.items() if key.startswith(("train/l", "validation"))
+            )
             tqdm.write(f"step {row['step']}/{state.max_steps}, epoch {row['epoch']:.2f}: {shown}", file=sys.stderr)
         self._mark = time.perf_counter()
 

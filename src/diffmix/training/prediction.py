@@ -26,6 +26,14 @@ from diffmix.training.hardware import resolve_device, resolve_dtype
 BATCH_TOKENS = 16_384
 
 
+def quiet_transformers() -> None:
+    """Keep transformers' advice and weight-loading bars off the screen."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def autocast(device: str, dtype: str) -> contextlib.AbstractContextManager[Any]:
     """The context in which a model computes in `dtype` (bf16, fp16 or fp32)."""
     if dtype == "fp32":
@@ -98,7 +106,9 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        unfinished = "; its run is not finished: continue it with --resume" if (folder / "recipe.yaml").is_file() else ""
+        unfinished = (
+            "; its run is not finished: continue it with --resume" if (folder / "recipe.yaml").is_file() else ""
+        )
         raise RequestError(
             f"{folder} holds no trained model (no config.json){unfinished or '; give the folder of a finished run'}"
         )
@@ -115,9 +125,14 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
 
     import diffmix.models as models
 
+    quiet_transformers()
     device = resolve_device(device)
     reads_pairs = "DiffmixForSequencePairClassification" in (config.get("architectures") or [])
-    model_class = models.DiffmixForSequencePairClassification if reads_pairs else AutoModelForSequenceClassification
+    model_class: Any = (
+        models.DiffmixForSequencePairClassification if reads_pairs else AutoModelForSequenceClassification
+    )
+    hf_config: Any
+    model: Any
     try:
         hf_config = AutoConfig.from_pretrained(folder, local_files_only=True)
         model = model_class.from_pretrained(folder, config=hf_config, local_files_only=True).to(device)
@@ -129,7 +144,7 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     longest = int(getattr(hf_config, "max_position_embeddings", None) or 10**9)
     max_length = min(longest, tokenizer.model_max_length) if tokenizer is not None else longest
-    label_names = tuple(str(hf_config.id2label[index]) for index in range(hf_config.num_labels))
+    label_names = tuple(str(hf_config.id2label[index]) for index in range(int(hf_config.num_labels or 0)))
     return Classifier(model, tokenizer, label_names, max_length, resolve_dtype(dtype, device), reads_pairs)
 
 

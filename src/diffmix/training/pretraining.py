@@ -17,7 +17,10 @@ IGNORED = -100  # a label that no loss counts
 
 def in_blocks(dataset: EncodedDataset, max_length: int) -> EncodedDataset:
     """Long rows cut into blocks of at most `max_length` tokens, so that all of a text is learned from. Empty rows go."""
-    starts = [np.arange(first, last, max_length) for first, last in zip(dataset.offsets[:-1], dataset.offsets[1:], strict=True)]
+    starts = [
+        np.arange(first, last, max_length)
+        for first, last in zip(dataset.offsets[:-1], dataset.offsets[1:], strict=True)
+    ]
     offsets = np.concatenate([*starts, dataset.offsets[-1:]]).astype(np.int64)
     return EncodedDataset(dataset.tokens, offsets)
 

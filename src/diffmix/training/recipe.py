@@ -78,7 +78,7 @@ class Recipe:
     early_stopping_patience: int = _key(0, low=0)  # evaluations without improvement; 0: never
     report_to: tuple[str, ...] = _key(())  # further trackers, as transformers names them (trackio, wandb, mlflow)
     # Denoising pre-training
-    pretraining: dict[str, Any] | None = _key(None)  # training keys of the masked-token phase; null: none
+    pretraining: dict[str, Any] | None = _key(None)  # noqa: RUF009  keys of the masked-token phase; null: none
     mask_probability: float = _key(0.15, above=0, high=0.95)  # used inside pretraining
     init_from: str | None = _key(None)  # a folder whose backbone and tokenizer the model starts from
     # The TF-IDF baseline

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 
 from diffmix.errors import RequestError
+from diffmix.evaluation import classification_metrics, confusion_matrix, reliability
+from diffmix.tasks import TaskData
 from diffmix.training.checkpoints import write_atomically
 from diffmix.training.recipe import Recipe, recipe_from_mapping
 
@@ -87,29 +90,74 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
+def finish_metrics(folder: Path, probabilities: np.ndarray, labels: np.ndarray, task: TaskData) -> dict[str, float]:
+    """The test metrics, flat; writes evaluation.json with the confusion matrix and the reliability diagram."""
+    metrics = classification_metrics(probabilities, labels)
+    write_json(
+        folder / "evaluation.json",
+        {
+            "split": "test",
+            "n": len(labels),
+            "labels": list(task.label_names),
+            "confusion": confusion_matrix(probabilities, labels).tolist(),
+            "reliability": list(reliability(probabilities, labels)),
+        },
+    )
+    return {f"test/{key}": value for key, value in metrics.items()}
+
+
+def write_run_files(folder: Path, recipe: Recipe, task: TaskData, metrics: dict[str, Any], *, pairs: bool) -> None:
+    """README.md and, last of all files, metrics.json: it says that the run is finished."""
+    card = model_card(recipe, metrics, task.facts, task.label_names, pairs=pairs)
+    write_atomically(folder / "README.md", card)
+    facts = {f"data/{key}": value for key, value in task.facts.items()}
+    write_json(folder / "metrics.json", {"task": task.name, "recipe": recipe.name, **metrics, **facts})
+
+
 def model_card(
     recipe: Recipe, metrics: Mapping[str, Any], facts: Mapping[str, Any], label_names: tuple[str, ...], *, pairs: bool
 ) -> str:
     """The README.md of a run's folder, with the front matter that the Hugging Face hub reads."""
+    tags = [
+        "diffmix",
+        recipe.model,
+        *([str(recipe.config.get("mixer", "neighbor"))] if recipe.model == "diffmix" else []),
+    ]
     head = {
         "library_name": "transformers" if recipe.model != "tfidf" else "diffmix",
         "pipeline_tag": "text-classification",
-        "tags": ["diffmix", recipe.model, str(recipe.config.get("mixer", "neighbor")) if recipe.model == "diffmix" else ""],
+        "tags": list(dict.fromkeys(tags)),
     }
-    head["tags"] = [tag for tag in dict.fromkeys(head["tags"]) if tag]
     lines = ["---", yaml.safe_dump(head, sort_keys=False).strip(), "---", "", f"# {recipe.name}", ""]
-    kind = f"`{recipe.model}`" + (f", mixer `{recipe.config.get('mixer', 'neighbor')}`" if recipe.model == "diffmix" else "")
+    kind = f"`{recipe.model}`" + (
+        f", mixer `{recipe.config.get('mixer', 'neighbor')}`" if recipe.model == "diffmix" else ""
+    )
     lines += [f"A classifier of {len(label_names)} classes ({kind}), {metrics.get('parameters', 0):,} parameters.", ""]
     lines += ["Labels: " + ", ".join(f"`{name}`" for name in label_names) + ".", "", "## Data", ""]
     lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items()]
-    lines += [f"- trained on {metrics['train/examples']:,} rows", "", "## Results", "", "| | value | 95 % interval |", "|---|---|---|"]
+    lines += [
+        f"- trained on {metrics['train/examples']:,} rows",
+        "",
+        "## Results",
+        "",
+        "| | value | 95 % interval |",
+        "|---|---|---|",
+    ]
     for key, value in metrics.items():
         if not key.startswith(("test/", "validation/")) or key.endswith(("_low", "_high")):
             continue
         low, high = metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
         interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
-        lines.append(f"| {key} | {value:,} | {interval} |" if value == int(value) and value > 1 else f"| {key} | {value:.4f} | {interval} |")
-    for key, unit in (("train/seconds", "s"), ("train/tokens_per_second", "tokens/s"), ("train/peak_memory_bytes", "bytes")):
+        lines.append(
+            f"| {key} | {value:,} | {interval} |"
+            if value == int(value) and value > 1
+            else f"| {key} | {value:.4f} | {interval} |"
+        )
+    for key, unit in (
+        ("train/seconds", "s"),
+        ("train/tokens_per_second", "tokens/s"),
+        ("train/peak_memory_bytes", "bytes"),
+    ):
         if key in metrics:
             lines.append(f"| {key} | {metrics[key]:,.0f} {unit} | |")
     lines += ["", "The intervals are bootstrap intervals over the test rows.", "", "## Use", ""]
@@ -120,9 +168,11 @@ def model_card(
 
 def _usage(recipe: Recipe, pairs: bool) -> list[str]:
     if recipe.model == "tfidf" or pairs or recipe.task == "digits":
-        return ["```console", "$ diffmix evaluate FOLDER", "```"] if recipe.model != "tfidf" else [
-            "```console", '$ diffmix predict FOLDER "some text"', "```"
-        ]
+        return (
+            ["```console", "$ diffmix evaluate FOLDER", "```"]
+            if recipe.model != "tfidf"
+            else ["```console", '$ diffmix predict FOLDER "some text"', "```"]
+        )
     return [
         "```python",
         *(["import diffmix.models  # registers the model type"] if recipe.model == "diffmix" else []),
