@@ -1,0 +1,78 @@
+"""`diffmix bench`: time, memory and scaling of operators and training steps against named peers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffmix.errors import RequestError
+
+NAMES = "distilbert, obvious, scaling, operators, paper_memory, convergence"
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help=f"One of {NAMES}.", show_default=False)],
+    recipe: Annotated[
+        str | None, typer.Option(help="Whose model is measured: RECIPE[:key=value,...].", show_default=False)
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32, on both sides.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    batch: Annotated[int | None, typer.Option(min=1, help="Rows of a step.", show_default=False)] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a row.", show_default=False)] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps measured in a process (5), or followed (convergence, 64).")
+    ] = None,
+    repetitions: Annotated[int, typer.Option(min=1, help="Processes of each side, which take turns.")] = 3,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Train rows of an epoch; all by default.", show_default=False)
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="convergence: the trained run to look at.", show_default=False)
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of data sets, where data are read.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The result; results/bench-NAME.json by default.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the result if it exists.")] = False,
+) -> None:
+    """Measure operators and training steps, each side in its own process, and write one JSON."""
+    if name == "convergence":
+        from diffmix.experiments.convergence import measure_convergence
+
+        if run is None:
+            raise RequestError("convergence looks at a trained model: give its folder with --run")
+        measured = measure_convergence(
+            run,
+            steps=steps or 64,
+            data=data,
+            output=output or Path("results/convergence.json"),
+            force=force,
+            notice=typer.echo,
+        )
+        from diffmix.experiments.tables import convergence_table
+
+        typer.echo(f"\n{convergence_table(measured)}")
+        return
+    if run is not None:
+        raise RequestError(f"--run is for convergence, not for {name}: give --recipe")
+
+    from diffmix.benchmarks.suites import Options, run_benchmark
+    from diffmix.experiments.tables import TABLES
+
+    options = Options(
+        recipe=recipe,
+        dtype=dtype,
+        device=device,
+        batch=batch,
+        tokens=tokens,
+        steps=steps or Options.steps,
+        repetitions=repetitions,
+        limit=limit,
+        data=None if data is None else str(data),
+    )
+    path, result = run_benchmark(name, options, output, force=force, notice=typer.echo)
+    typer.echo(f"\n{TABLES[name][1](result)}\n\nWrote {path}")

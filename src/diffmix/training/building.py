@@ -1,0 +1,85 @@
+"""Models and tokenizers for a recipe: new, from a pre-trained folder, or from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, load_model
+from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+import diffmix.models as models
+from diffmix.errors import RequestError
+from diffmix.tasks import TaskData
+from diffmix.training.callbacks import AVERAGED_WEIGHTS
+from diffmix.training.recipe import Recipe
+
+
+def model_config(recipe: Recipe, tokenizer: Any, vocab_size: int, labels: dict[str, Any]) -> Any:
+    """The model's configuration. Raises RequestError where its keys contradict each other."""
+    config_class = CONFIG_MAPPING[recipe.model]
+    keys = dict(recipe.config)
+    default_positions = getattr(config_class(), "max_position_embeddings", None)
+    if default_positions is not None and "max_position_embeddings" not in keys:
+        # Another family keeps its own shape where the texts fit in it.
+        longest = recipe.max_length if recipe.model == "diffmix" else max(recipe.max_length, int(default_positions))
+        keys["max_position_embeddings"] = longest
+    keys["vocab_size"] = vocab_size
+    keys["pad_token_id"] = None if tokenizer is None else tokenizer.pad_token_id
+    if tokenizer is None:
+        keys["pad_token_id"] = 0
+    try:
+        return config_class(**keys, **labels)
+    except (TypeError, ValueError) as error:
+        raise RequestError(" ".join(str(error).split())) from None
+
+
+def build_classifier(recipe: Recipe, task: TaskData, tokenizer: Any, start: Path | None) -> Any:
+    """The recipe's classifier, drawn with its seed; with `start`, its backbone from that folder.
+
+    Raises RequestError where the data, the recipe and `start` do not fit together.
+    """
+    names = task.label_names
+    labels = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+    vocab_size = task.vocab_size if tokenizer is None else len(tokenizer)
+    assert vocab_size is not None
+    config = model_config(recipe, tokenizer, vocab_size, labels)
+    pairs = task.validation.pairs is not None
+    if pairs and recipe.model != "diffmix":
+        raise RequestError(f"model={recipe.model} reads single texts but the data are pairs: set model=diffmix")
+    set_seed(recipe.seed)
+    if start is not None:
+        kind: Any = models.DiffmixForSequencePairClassification if pairs else AutoModelForSequenceClassification
+        try:
+            return kind.from_pretrained(start, config=config, local_files_only=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RequestError(f"init_from: {start} does not fit this recipe's model ({reason})") from None
+    if pairs:
+        return models.DiffmixForSequencePairClassification(config)
+    return AutoModelForSequenceClassification.from_config(config)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a run's folder. Raises RequestError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"{folder} holds no tokenizer ({' '.join(str(error).split())[:120]}): give a run's folder"
+        ) from None
+
+
+def load_weights(model: Any, checkpoint: Path) -> None:
+    """A checkpoint's weights, the averaged ones where it has them (buffers are not averaged)."""
+    load_model(model, checkpoint / "model.safetensors", device=str(next(model.parameters()).device))
+    averaged = checkpoint / AVERAGED_WEIGHTS
+    if averaged.is_file():
+        averages = load_file(averaged)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(averages[name])
