@@ -95,6 +95,12 @@ def test_missing_columns(tmp_path):
     assert "more than one column 'text'" in message(tmp_path / "twice.csv")
 
 
+def test_other_separators(tmp_path):
+    for name, separator in [("data.csv", ";"), ("data.csv", "\t"), ("data.tsv", ",")]:
+        (tmp_path / name).write_text(f"text{separator}label\na{separator}x\n")
+        assert f"seem to be separated by {separator!r}" in message(tmp_path / name)
+
+
 def test_files_that_are_none(tmp_path):
     assert "no such file" in message(tmp_path / "none.csv")
     (tmp_path / "folder.csv").mkdir()

@@ -221,13 +221,19 @@ def test_text_file_cuts_what_it_lacks(reviews):
 def test_text_file_takes_a_folder_and_checks_test_labels(tmp_path):
     write(tmp_path / "train.csv", [("a", 2), ("b", 10), ("c", 2), ("d", 10)])
     write(tmp_path / "valid.csv", [("v", 10)])
-    write(tmp_path / "test.csv", [("t", 2), ("u", 7)])
+    write(tmp_path / "test.csv", [("t", 2)])
     task = load_task("text_file", data=tmp_path)
     assert task.label_names == ("2", "10")
     assert len(task.train) == 4
     assert task.validation.labels.tolist() == [1]
-    with pytest.raises(RequestError, match=r"test.csv, row 2: unknown label '7'; the labels of train are '2', '10'"):
-        task.load_test()
+    test = task.load_test()
+    assert test is not None
+    assert test.labels.tolist() == [0]
+    write(tmp_path / "test.csv", [("t", 2), ("u", 7)])
+    for stream in (False, True):  # before any training
+        assert "test.csv, row 2: unknown label '7'; the labels of train are '2', '10'" in refusal(
+            "text_file", data=tmp_path, stream=stream
+        )
     (tmp_path / "train.csv").unlink()
     assert "the folder holds no train file" in refusal("text_file", data=tmp_path)
 
@@ -288,6 +294,16 @@ def test_streamed_splits_part_the_file(tmp_path):
     assert abs(len(test) - 600) < 100
     assert set(task.train.tokenizer_texts()) == {text for text, _ in train}  # few rows: all are sampled
     assert task.facts["train_rows"] == len(train) + len(task.validation)
+
+
+def test_streaming_keeps_equal_texts_in_one_split(tmp_path):
+    path = write(tmp_path / "data.csv", [(f"text {i % 300}", i % 2) for i in range(3000)])
+    task = load_task("text_file", data=path, stream=True)
+    assert isinstance(task.train, StreamedExamples)
+    test = task.load_test()
+    assert test is not None
+    splits = [{text for text, _ in rows_of(task.train)}, set(task.validation.texts or ()), set(test.texts or ())]
+    assert sum(len(split) for split in splits) == 300
 
 
 def test_streaming_takes_files_limits_pairs_and_small_samples(tmp_path, monkeypatch):

@@ -174,4 +174,6 @@ def cut(
 
 
 def _take(column: Sequence[str], rows: np.ndarray) -> Sequence[str]:
-    return column.take(rows) if isinstance(column, TextColumn) else [column[row] for row in rows]
+    if isinstance(column, TextColumn):
+        return column.take(rows)
+    return [column[row] for row in rows.tolist()]

@@ -284,6 +284,12 @@ def _read_csv(path: Path, columns: Columns, delimiter: str) -> Iterator[Rows]:
         reader = csv.reader(_decoded_lines(path, file), delimiter=delimiter, strict=True)
         try:
             header = [name.strip() for name in next(reader, [])]
+            other = next((mark for mark in ";\t|," if len(header) == 1 and mark in header[0]), None)
+            if other is not None:
+                raise RequestError(
+                    f"{path}: its columns seem to be separated by {other!r}, not {delimiter!r}; save it with commas as .csv or "
+                    "with tabs as .tsv"
+                )
             wanted = columns.resolve(header, path)
             places = [(kind, header.index(name)) for kind, name in wanted.items()]
             collector = _Collector(wanted)
