@@ -70,7 +70,8 @@ def measure_step(
     """
     network = build_model(**_arguments(model)).to(device)
     if checkpointing:
-        network.gradient_checkpointing_enable()  # pyright: ignore[reportCallIssue]
+        newer = getattr(network, "activation_checkpointing_enable", None)  # transformers' later name for it
+        (newer or network.gradient_checkpointing_enable)()  # pyright: ignore[reportCallIssue]
     vocabulary, labels = int(model["config"]["vocab_size"]), int(model["config"]["num_labels"])
     inputs: Batch = {
         "input_ids": torch.randint(1, vocabulary, (batch, tokens), device=device),

@@ -12,7 +12,7 @@ from typing import Any
 
 from diffmix.benchmarks.harness import Notice, alternate, medians, ratio, run_worker
 from diffmix.errors import RequestError
-from diffmix.experiments.results import claim_result, command_line, write_result
+from diffmix.experiments.results import claim_result, command_line, portable_spec, write_result
 from diffmix.training.recipe import Recipe, load_recipe
 
 LABELS = 4  # classes of a model that is only timed
@@ -80,10 +80,12 @@ def run_benchmark(
     started = time.perf_counter()
     measured = BENCHMARKS[name](given, notice, worker)
     defaults = {field.name: field.default for field in dataclasses.fields(Options)} | {"data": options.data}
+    recipe = None if given.recipe is None else portable_spec(given.recipe)
+    asked = {**dataclasses.asdict(options), "recipe": options.recipe and recipe}
     result = {
         "benchmark": name,
-        "command": command_line("bench", name, options=dataclasses.asdict(options), defaults=defaults),
-        "recipe": given.recipe,
+        "command": command_line("bench", name, options=asked, defaults=defaults),
+        "recipe": recipe,
         "dtype": given.dtype,
         "repetitions": given.repetitions,
         "environment": environment(device),
@@ -360,5 +362,6 @@ def _encode_train(
     return facts, len(tokenizer)
 
 
-def _slug(text: str | None) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(text or "").name).strip("-")
+def _slug(spec: str | None) -> str:
+    name, _, overrides = portable_spec(spec or "").partition(":")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{Path(name).stem}-{overrides}").strip("-")

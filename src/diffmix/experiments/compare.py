@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from diffmix.errors import RequestError, RunError
-from diffmix.experiments.results import claim_result, command_line, portable, write_result
+from diffmix.experiments.results import claim_result, command_line, portable, portable_spec, write_result
 from diffmix.training.recipe import Recipe, load_recipe
 
 Notice = Callable[[str], None]
@@ -98,7 +98,7 @@ def compare(
         rows.append(read_row(entry, folder, data))
     result = {
         "comparison": output.stem.removeprefix("compare-"),
-        "command": command_line("compare", *specs, options={"seeds": seeds}, defaults={"seeds": 1}),
+        "command": command_line("compare", *map(portable_spec, specs), options={"seeds": seeds}, defaults={"seeds": 1}),
         "seeds": seeds,
         "environment": rows[0]["environment"],
         "rows": rows,
@@ -152,7 +152,7 @@ def read_row(entry: Entry, folder: Path, data: Path | str | None = None) -> dict
     seeds = sorted(folder.glob("seed-*/"), key=lambda path: int(path.name.removeprefix("seed-"))) or [folder]
     environment = seeds[0] / "environment.json"
     return {
-        "recipe": portable(entry.spec, data),
+        "recipe": portable(portable_spec(entry.spec), data),
         "task": entry.recipe.task,
         "model": entry.recipe.model,
         "mixer": entry.recipe.config.get("mixer", "neighbor") if entry.recipe.model == "diffmix" else None,

@@ -55,6 +55,12 @@ def portable(text: str, data: Path | str | None = None) -> str:
     return text
 
 
+def portable_spec(spec: str) -> str:
+    """A recipe's NAME[:key=value,...], with a file that was named by its absolute path named by its last part."""
+    name, colon, overrides = spec.partition(":")
+    return (os.path.basename(name) if os.path.isabs(name) else name) + colon + overrides
+
+
 def command_line(verb: str, *arguments: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     """The command that repeats a measurement: options that differ from their defaults. Data come from $DIFFMIX_DATA."""
     words = ["diffmix", verb, *arguments]
