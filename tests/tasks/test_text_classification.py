@@ -139,6 +139,14 @@ def test_labels_beyond_the_task_are_refused(toy_ag_news):
     )
 
 
+def test_labels_may_be_names(toy_ag_news):
+    path = toy_ag_news / "ag_news" / "train.parquet"
+    path.unlink()
+    write(path.with_suffix(".csv"), [(f"row {i}", ["World", "Sports"][i % 2]) for i in range(40)])
+    task = load_task("ag_news", data=toy_ag_news)
+    assert task.train.label_counts(4).tolist() == [18, 18, 0, 0]
+
+
 def test_missing_data_names_the_mend(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert "does not exist; task 'imdb' takes a folder" in refusal("imdb", data=tmp_path / "none")

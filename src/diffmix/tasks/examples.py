@@ -176,4 +176,4 @@ def cut(
 def _take(column: Sequence[str], rows: np.ndarray) -> Sequence[str]:
     if isinstance(column, TextColumn):
         return column.take(rows)
-    return [column[row] for row in rows.tolist()]
+    return [column[int(row)] for row in rows]

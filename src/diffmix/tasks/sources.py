@@ -331,7 +331,11 @@ def _read_jsonl(path: Path, columns: Columns) -> Iterator[Rows]:
             place = f"{path}, line {number}"
             try:
                 record = json.loads(line)
-            except (ValueError, RecursionError) as error:
+            except json.JSONDecodeError as error:
+                raise RequestError(
+                    f"{place}: not a JSON object: {error.msg} at column {error.colno}; write one object a line"
+                ) from None
+            except (ValueError, RecursionError) as error:  # too many digits, too many brackets
                 raise RequestError(f"{place}: not a JSON object: {_one_line(error)}; write one object a line") from None
             if not isinstance(record, dict):
                 raise RequestError(

@@ -28,12 +28,11 @@ NEWSGROUPS = (
 
 @dataclass(frozen=True)
 class DataSet:
-    """A published data set: the hub's name, columns and label order, which local copies follow."""
+    """A published data set: the hub's name and label order, which local copies follow (or give label names)."""
 
     hub: str
     labels: tuple[str, ...]
     train_rows: int  # of the official train split
-    text_column: str = "text"
     hub_splits: tuple[tuple[str, str], ...] = (("train", "train"), ("test", "test"))  # our name, the hub's
 
 
@@ -50,7 +49,6 @@ DATA_SETS = {
         "stanfordnlp/sst2",
         ("negative", "positive"),
         67_349,
-        text_column="sentence",
         hub_splits=(("train", "train"), ("test", "validation")),
     ),
     "20newsgroups": DataSet("SetFit/20_newsgroups", NEWSGROUPS, 11_314),
@@ -80,11 +78,17 @@ def load_data_set(
     data_set = DATA_SETS[name]
     splits = dict(data_set.hub_splits)
     source = sources.find_source(name, data, HubSource(data_set.hub, splits), on_notice)
-    columns = Columns(text=data_set.text_column, label="label")
-    indices = tuple(str(index) for index in range(len(data_set.labels)))
+    columns = Columns(label="label")
+
+    def indexed(rows: Rows, place: Path) -> Examples:
+        assert rows.labels is not None
+        named = rows.labels[0].as_py() in data_set.labels  # else class indices
+        return _indexed(
+            rows, place, data_set.labels if named else [str(index) for index in range(len(data_set.labels))]
+        )
 
     def read(split: str) -> Examples:
-        return _indexed(*source.read(split, columns), indices)
+        return indexed(*source.read(split, columns))
 
     train = read("train")
     rows = len(train)
@@ -120,7 +124,7 @@ def load_data_set(
         found, place = source.read("test", columns)
         if pc.all(pc.equal(found.labels, "-1")).as_py():  # the mark of withheld labels
             return None
-        return limited(_indexed(found, place, indices), how)
+        return limited(indexed(found, place), how)
 
     def load_unlabelled() -> Sequence[str]:
         parts = [train.texts]
