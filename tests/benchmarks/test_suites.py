@@ -95,6 +95,8 @@ def test_distilbert(tmp_path, recipe):
     assert result["ratios"]["less_memory"]["median"] == 20
     assert result["ratios"]["more_tokens_per_second"]["median"] == pytest.approx(20)
     models = result["settings"]["models"]
+    assert models["distilbert"]["config"]["attention_dropout"] == 0.1
+    assert models["distilbert_fused"]["config"] == {**models["distilbert"]["config"], "attention_dropout": 0.0}
     assert (
         models["distilbert"]["config"] | {"dim": 768, "n_layers": 6, "hidden_dim": 3072, "vocab_size": 30522}
         == (models["distilbert"]["config"])

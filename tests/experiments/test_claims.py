@@ -52,7 +52,9 @@ def test_without_results_every_claim_names_the_command_that_would_measure_it(tmp
     ("low", "high", "verdict"), [(30, 35, "holds"), (10, 29.9, "does not hold"), (29, 31, "undecided")]
 )
 def test_ratios_need_every_pair_on_one_side(tmp_path, low, high, verdict):
-    result = bench(ratios={"less_memory": ratio(low, high), "more_tokens_per_second": ratio(6, 7)})
+    ratios = {"less_memory": ratio(low, high), "more_tokens_per_second": ratio(6, 7)}
+    fused = {"less_memory_fused": ratio(5, 5), "more_tokens_per_second_fused": ratio(5, 5)}
+    result = bench(ratios=ratios | fused)
     found = verdicts(tmp_path, bench__distilbert__ag_news_paper=result)
     assert found["30x less memory than DistilBERT"].verdict == verdict
     assert found["6x faster than DistilBERT"].verdict == "holds"

@@ -94,8 +94,10 @@ COMMON = {"command": "diffmix bench", "environment": {"device": "a CPU"}, "recip
 BENCHES = {
     "distilbert": {
         "settings": {"batch": 32, "tokens": 512},
-        "sides": {"ours": SIDE, "distilbert": SIDE},
-        "ratios": {"less_memory": RATIO, "more_tokens_per_second": RATIO},
+        "sides": {"ours": SIDE, "distilbert": SIDE, "distilbert_fused": SIDE},
+        "ratios": dict.fromkeys(
+            ("less_memory", "more_tokens_per_second", "less_memory_fused", "more_tokens_per_second_fused"), RATIO
+        ),
     },
     "obvious": {
         "settings": {"batch": 32, "tokens": 512, "epoch": {"task": "imdb", "rows": 22500, "max_length": 512}},

@@ -76,9 +76,10 @@ def _at_least(key: str, target: float, what: str) -> Callable[[Mapping[str, Any]
     """A ratio of a benchmark, all of whose pairs must be on one side of the target."""
 
     def judge(result: Mapping[str, Any]) -> Finding:
-        ratio = result["ratios"][key]
+        ratio, fused = result["ratios"][key], result["ratios"][f"{key}_fused"]
         numbers = (
-            f"{ratio['median']:.3g}x {what} (pairs {ratio['low']:.3g} to {ratio['high']:.3g}), `{result['recipe']}`, "
+            f"{ratio['median']:.3g}x {what} (pairs {ratio['low']:.3g} to {ratio['high']:.3g}; {fused['median']:.3g}x against "
+            f"DistilBERT without attention dropout, which fused attention on CPUs needs), `{result['recipe']}`, "
             f"{result['settings']['batch']} rows of {result['settings']['tokens']} tokens, {result['dtype']}, "
             f"{result['environment'].get('device')}"
         )
