@@ -137,7 +137,9 @@ class RunRecorder(TrainerCallback):
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=None, file=sys.stderr)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count the step's time and move the average of the weights."""
+        """Count the step's time, move the average of the weights, and have the last evaluation's loss logged."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
         now = time.perf_counter()
         self.progress.train_seconds += now - self._mark
         self._mark = now

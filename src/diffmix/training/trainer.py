@@ -448,7 +448,8 @@ class _Run:
         max_steps = recipe.max_steps or math.ceil(recipe.epochs * steps_per_epoch)
         every = max(1, round(steps_per_epoch / recipe.evaluations_per_epoch))
         if recipe.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            # transformers renames it on the way from 5.17 to 6.
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         arguments = TrainingArguments(
             output_dir=str(folder / "checkpoints"),
             max_steps=max_steps,

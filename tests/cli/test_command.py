@@ -1,0 +1,280 @@
+import io
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from diffmix.cli import main as main_module
+from small_runs import SMALL
+
+SETS = [part for override in SMALL for part in ("--set", override)]
+
+
+def one_line(error, *expected):
+    """The error is one line that says `expected`."""
+    assert error.count("\n") == 1, error
+    assert error.startswith("error: ")
+    for part in expected:
+        assert part in error, error
+
+
+def test_help_is_fast_and_loads_nothing_heavy():
+    code = (
+        "import sys; from diffmix.cli.main import main; main(['--help']);"
+        "assert not {'torch', 'transformers', 'sklearn', 'matplotlib'} & set(sys.modules), 'heavy'"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - started < 5  # under 1 s on an idle machine
+    for verb in ("train", "evaluate", "predict", "report", "data"):
+        assert verb in done.stdout
+
+
+def test_the_installed_command_answers():
+    command = shutil.which("diffmix", path=str(__import__("pathlib").Path(sys.executable).parent))
+    assert command is not None
+    done = subprocess.run([command, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "diffmix 0.1.0\n")
+    wrong = subprocess.run([command, "train", "nothing_like_it"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    one_line(wrong.stderr, "not found")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian"], ["trian"]),
+        (["train"], ["recipe"]),
+        (["train", "ag_news", "--epochs", "3"], ["--epochs"]),
+        (["train", "ag_news", "--seeds", "0"], ["seeds"]),
+        (["train", "ag_news", "--set", "hiden_size=3"], ["hiden_size", "'hidden_size'"]),
+        (["train", "ag_news", "--set", "epochs=many"], ["epochs", "a number"]),
+        (["train", "text_file"], ["--data"]),
+        (["train", "text_file", "--data", "absent.csv"], ["absent.csv"]),
+        (["evaluate", "absent"], ["absent", "config.json"]),
+        (["predict", "absent", "text"], ["absent"]),
+        (["predict", "absent", "text", "--input", "file.txt"], ["give one of them"]),
+        (["data", "no_task"], ["no_task"]),
+    ],
+)
+def test_wrong_requests_end_with_2_and_one_line(arguments, expected, diffmix, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = diffmix(*arguments)
+    assert code == 2
+    one_line(error, *expected)
+    assert [path.name for path in tmp_path.rglob("*")] in ([], ["runs"])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "empty"),
+        (b"txt,label\na,b\n", "text"),
+        (b"text,label\na,x\nb,x\nc,x\n", "x"),
+        (b"text,label\n\xff\xfe,x\nb,y\n", "UTF-8"),
+    ],
+)
+def test_bad_files_end_with_2_and_leave_nothing(content, expected, diffmix, tmp_path):
+    file = tmp_path / "bad.csv"
+    file.write_bytes(content)
+    code, _, error = diffmix("train", "text_file", "--data", file, "--output", tmp_path / "run", *SETS)
+    assert code == 2
+    one_line(error, "bad.csv", expected)
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_shows_the_result(run_folder, names_csv, diffmix):
+    code, out, _ = diffmix(
+        "train", "text_file", "--data", names_csv, "--output", run_folder, *SETS, "--resume"
+    )  # finished: says so
+    assert code == 0
+    assert "nothing to do" in out
+    assert "test/accuracy" in out
+
+
+def test_a_run_goes_to_runs_by_default_and_never_over_another(names_csv, diffmix, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", "text_file", "--data", names_csv, *SETS, "--set", "max_steps=1"]
+    assert diffmix(*arguments)[0] == 0
+    metrics = (tmp_path / "runs/text_file/metrics.json").read_text()
+    code, _, error = diffmix(*arguments)
+    assert code == 2
+    one_line(error, "runs/text_file", "--output")
+    assert (tmp_path / "runs/text_file/metrics.json").read_text() == metrics
+
+
+def test_ctrl_c_says_how_to_go_on(names_csv, diffmix, tmp_path, monkeypatch):
+    from diffmix.training import callbacks
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    arguments = ["train", "text_file", "--data", names_csv, "--output", tmp_path / "run", *SETS]
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.RunRecorder, "on_evaluate", stop)
+        code, _, error = diffmix(*arguments)
+    assert code == 1
+    last = error.splitlines()[-1]
+    assert last.startswith("error: interrupted; continue with: diffmix train text_file")
+    import shlex
+
+    assert diffmix(*shlex.split(last.partition("continue with: diffmix ")[2]))[0] == 0
+
+
+def test_seeds(names_csv, diffmix, tmp_path):
+    code, out, _ = diffmix(
+        *("train", "text_file", "--data", names_csv, "--output", tmp_path / "runs", "--seeds", 2, *SETS),
+        *("--set", "max_steps=2"),
+    )
+    assert code == 0
+    assert " to " in out  # intervals over the seeds
+    assert {path.name for path in (tmp_path / "runs").iterdir()} >= {"seed-0", "seed-1", "metrics.json"}
+
+
+def test_evaluate_repeats_the_runs_test_metrics(run_folder, diffmix):
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    code, out, _ = diffmix("evaluate", run_folder, "--json")
+    assert code == 0
+    again = json.loads(out)
+    assert again["test/accuracy"] == metrics["test/accuracy"]
+    assert again["test/nll"] == pytest.approx(metrics["test/nll"], abs=0.02)  # bf16 where there is hardware for it
+    code, out, _ = diffmix("evaluate", run_folder, "--split", "validation")
+    assert code == 0
+    assert f"{metrics['validation/accuracy']:.4f}" in out
+
+
+def test_evaluate_on_other_data_needs_known_labels(run_folder, diffmix, tmp_path):
+    file = tmp_path / "other.csv"
+    file.write_text("text,label\n" + "".join(f"name {index},{'de' if index % 2 else 'xx'}\n" for index in range(40)))
+    code, _, error = diffmix("evaluate", run_folder, "--data", file)
+    assert code == 2
+    one_line(error, "'xx'", "de, el, ru")
+    code, _, error = diffmix("evaluate", run_folder, "--task", "digits")
+    assert code == 2
+
+
+def test_predict_texts(run_folder, diffmix):
+    code, out, _ = diffmix("predict", run_folder, "Γερμανία", "Германия")
+    assert code == 0
+    assert [line.split("\t")[0] for line in out.splitlines()] == ["el", "ru"]
+    code, out, _ = diffmix("predict", run_folder, "Γερμανία", "--json")
+    row = json.loads(out)
+    assert row["label"] == "el"
+    assert sum(row["probabilities"].values()) == pytest.approx(1)
+
+
+def test_predict_reads_what_is_piped_in(run_folder, diffmix, monkeypatch):
+    class Pipe:
+        buffer = io.BytesIO("Γερμανία\nГермания\n".encode())
+
+        def isatty(self):
+            return False
+
+    monkeypatch.setattr(sys, "stdin", Pipe())
+    code, out, _ = diffmix("predict", run_folder)
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    Pipe.buffer = io.BytesIO(b"gut\n\xff\xfe\n")
+    code, _, error = diffmix("predict", run_folder)
+    assert code == 2
+    one_line(error, "line 2", "UTF-8")
+
+
+def test_predict_files(run_folder, names_csv, diffmix, tmp_path):
+    output = tmp_path / "out.jsonl"
+    code, out, _ = diffmix("predict", run_folder, "--input", names_csv, "--output", output)
+    assert code == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == 240
+    assert "240" in out
+    code, _, error = diffmix("predict", run_folder, "--input", names_csv, "--output", output)
+    assert code == 2
+    one_line(error, "--force")
+    lines = tmp_path / "lines.txt"
+    lines.write_text("Германия\n")
+    assert diffmix("predict", run_folder, "--input", lines, "--output", output, "--force")[0] == 0
+    assert json.loads(output.read_text())["label"] == "ru"
+    assert diffmix("predict", run_folder, "--input", tmp_path / "absent.txt", "--output", output, "--force")[0] == 2
+    assert json.loads(output.read_text())["label"] == "ru"  # a failed call overwrites nothing
+    assert diffmix("predict", run_folder, "text", "--output", tmp_path / "no/folder.jsonl")[0] == 2
+
+
+def test_a_damaged_model_ends_with_1(run_folder, diffmix, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "copy")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    code, _, error = diffmix("predict", folder, "text")
+    assert code == 1
+    one_line(error, "damaged")
+    (folder / "config.json").write_text("{")
+    code, _, error = diffmix("evaluate", folder)
+    assert code == 1
+    one_line(error, "config.json")
+
+
+def test_an_unfinished_run_holds_no_model(run_folder, diffmix, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "copy")
+    (folder / "config.json").unlink()
+    code, _, error = diffmix("predict", folder, "text")
+    assert code == 2
+    one_line(error, "--resume")
+
+
+def test_pixels_are_refused_where_text_is_read(run_folder, diffmix, tmp_path):
+    small = ["--set", "limit=100", "--set", "max_steps=1", "--set", "hidden_size=16", "--set", "num_hidden_layers=1"]
+    assert diffmix("train", "digits", "--output", tmp_path / "digits", *small)[0] == 0
+    code, _, error = diffmix("predict", tmp_path / "digits", "text")
+    assert code == 2
+    one_line(error, "pixels")
+    assert diffmix("evaluate", tmp_path / "digits")[0] == 0
+
+
+def test_data_shows_and_writes_splits(names_csv, diffmix, tmp_path):
+    code, out, _ = diffmix("data", "text_file", "--data", names_csv, "--output", tmp_path / "splits")
+    assert code == 0
+    assert "train" in out
+    tables = {name: pq.read_table(tmp_path / f"splits/{name}.parquet") for name in ("train", "validation", "test")}
+    assert sum(table.num_rows for table in tables.values()) == 240
+    assert set(tables["train"]["label"].to_pylist()) == {"de", "el", "ru"}
+    code, _, error = diffmix("data", "text_file", "--data", names_csv, "--output", tmp_path / "splits")
+    assert code == 2
+    one_line(error, "in use")
+
+
+def test_data_writes_pixels(diffmix, tmp_path):
+    assert diffmix("data", "digits", "--output", tmp_path / "digits")[0] == 0
+    table = pq.read_table(tmp_path / "digits/train.parquet")
+    assert len(table["input_ids"][0]) == 64
+    assert np.min(table["input_ids"].to_pylist()) > 0  # 0 is padding
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(28, "No space left on device", "x"), "no space left"),
+        (PermissionError(13, "Permission denied", "x"), "Permission denied: x"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: out of memory"), "micro_batch_size"),
+        (ZeroDivisionError("a\nb"), "DIFFMIX_DEBUG"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_failures_end_with_1_and_one_line(error, expected, diffmix, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(main_module, "app", fail)
+    code, _, said = diffmix("train", "ag_news")
+    assert code == 1
+    one_line(said, expected)
+
+
+def test_debug_keeps_the_traceback(diffmix, monkeypatch):
+    monkeypatch.setenv("DIFFMIX_DEBUG", "1")
+    with pytest.raises(Exception, match="not found"):
+        diffmix("train", "nothing_like_it")

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffmix.training.batching import LengthBucketedBatches, batches_by_tokens
+
+lengths = st.lists(st.integers(0, 500), min_size=1, max_size=300)
+
+
+@given(lengths, st.integers(1, 40), st.integers(0, 3), st.integers(0, 2))
+def test_every_row_comes_once_an_epoch_in_even_batches(lengths, batch_size, seed, epoch):
+    batches = LengthBucketedBatches(lengths, batch_size=batch_size, seed=seed)
+    batches.set_epoch(epoch)
+    epoch_batches = list(batches)
+    assert len(epoch_batches) == len(batches)
+    assert sorted(row for batch in epoch_batches for row in batch) == list(range(len(lengths)))
+    sizes = [len(batch) for batch in epoch_batches]
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(st.integers(20, 200), st.integers(1, 3), st.integers(1, 4))
+def test_processes_and_accumulation_share_the_same_global_batches(rows, processes, accumulation):
+    lengths = np.random.default_rng(rows).integers(1, 100, rows)
+    shape = {"batch_size": 12, "seed": 1}
+    whole = [set(batch) for batch in LengthBucketedBatches(lengths, **shape)]
+    parts = [
+        list(LengthBucketedBatches(lengths, **shape, accumulation=accumulation, processes=processes, rank=rank))
+        for rank in range(processes)
+    ]
+    assert {len(part) for part in parts} == {len(whole) * accumulation}
+    for index, batch in enumerate(whole):
+        steps = slice(index * accumulation, (index + 1) * accumulation)
+        assert set().union(*(row for part in parts for row in part[steps])) == batch
+        assert all(micro for part in parts for micro in part[steps])
+
+
+def test_epochs_and_seeds_differ_and_repeat():
+    lengths = np.arange(100) % 17
+
+    def order(seed, epoch):
+        batches = LengthBucketedBatches(lengths, batch_size=10, seed=seed)
+        batches.set_epoch(epoch)
+        return list(batches)
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+def test_batches_hold_rows_of_like_length_and_the_longest_comes_first():
+    lengths = np.random.default_rng(0).integers(1, 512, 5000)
+    batches = list(LengthBucketedBatches(lengths, batch_size=32))
+    padded = sum(len(batch) * lengths[batch].max() for batch in batches)
+    assert padded < 1.1 * lengths.sum()
+    assert lengths[batches[0]].max() == lengths.max()
+
+
+@given(lengths, st.integers(1, 2000))
+def test_inference_batches_stay_within_their_tokens(lengths, tokens):
+    batches = batches_by_tokens(lengths, tokens)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[row] for row in batch)
+        assert len(batch) == 1 or len(batch) * longest <= tokens
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_fewer_rows_than_a_batch(rows):
+    assert [len(batch) for batch in LengthBucketedBatches([5] * rows, batch_size=8)] == [rows]

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+
+from diffmix.errors import RequestError
+from diffmix.tasks.encoding import EncodedDataset, PaddingCollator
+from diffmix.training import batch_size, hardware
+
+
+def test_auto_takes_the_device_that_is_there():
+    assert hardware.resolve_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert hardware.resolve_device("cpu") == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_where_there_is_none_is_refused():
+    with pytest.raises(RequestError, match="device=auto"):
+        hardware.resolve_device("cuda")
+
+
+def test_fp16_on_a_cpu_is_refused():
+    with pytest.raises(RequestError, match="bf16 or fp32"):
+        hardware.resolve_dtype("fp16", "cpu")
+
+
+@pytest.mark.parametrize(("flags", "dtype"), [({"amx_bf16"}, "bf16"), ({"avx512_bf16"}, "bf16"), ({"avx2"}, "fp32")])
+def test_auto_computes_in_bf16_where_the_cpu_does(flags, dtype, monkeypatch):
+    monkeypatch.setattr(hardware, "_cpu_flags", lambda: frozenset(flags))
+    assert hardware.resolve_dtype("auto", "cpu") == dtype
+
+
+def test_peak_memory_sees_what_was_freed_again():
+    if not hardware.reset_peak_memory():
+        pytest.skip("the system cannot forget a resident peak")
+    before = hardware.resident_memory()
+    del (taken := [np.ones(2**23)])[:]  # 64 MiB, touched and freed
+    assert taken == []
+    assert hardware.peak_memory("cpu", before) > 50 * 2**20
+
+
+def _dataset(rows, length):
+    offsets = np.arange(rows + 1) * length
+    return EncodedDataset(np.zeros(rows * length, dtype=np.int32), offsets, np.zeros(rows, dtype=np.int64))
+
+
+class _Greedy(torch.nn.Module):
+    """Takes 4 MiB a row."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2**20))
+
+    def forward(self, batch):
+        return (self.weight * torch.ones(len(batch["input_ids"]), 1)).exp().sum()
+
+
+@pytest.mark.parametrize(("free", "expected"), [(10**12, 64), (120 * 2**20, range(2, 40)), (1, 1)])
+def test_the_batch_shrinks_to_the_memory_that_is_free(free, expected, monkeypatch):
+    if not hardware.reset_peak_memory():
+        pytest.skip("the system cannot forget a resident peak")
+    monkeypatch.setattr(batch_size, "free_memory", lambda: free)
+    model = _Greedy()
+    state = torch.random.get_rng_state()
+    rows = batch_size.fitting_micro_batch(
+        lambda model, batch: model(batch), model, _dataset(64, 8), PaddingCollator(0), rows=64
+    )
+    assert rows == expected if isinstance(expected, int) else rows in expected
+    assert model.weight.grad is None
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_an_unknown_memory_changes_nothing(monkeypatch):
+    monkeypatch.setattr(batch_size, "free_memory", lambda: None)
+    assert batch_size.fitting_micro_batch(None, None, None, None, rows=64) == 64  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("rows", "fitting", "expected"), [(64, 64, 64), (64, 63, 32), (64, 5, 4), (10, 4, 3), (3, 0, 1)]
+)
+def test_halvings(rows, fitting, expected):
+    assert batch_size.halvings(rows, fitting) == expected

@@ -1,0 +1,115 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_trainer import interrupted_train, reproducible
+
+from diffmix.errors import RequestError
+from diffmix.tasks.encoding import EncodedDataset
+from diffmix.training import trainer
+from diffmix.training.pretraining import IGNORED, MaskingCollator, in_blocks
+from diffmix.training.recipe import load_recipe
+from small_runs import SMALL
+
+PRETRAINING = ["pretraining.epochs=2", "pretraining.mask_probability=0.3", "pretraining.max_length=32"]
+
+
+def train(recipe, data, output, **options):
+    return trainer.train(recipe, data=data, output=output, notice=lambda _: None, **options)
+
+
+def test_blocks_keep_every_token_in_order_and_cut_at_the_length():
+    lengths = [0, 5, 12, 3, 0, 8]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    dataset = EncodedDataset(np.arange(sum(lengths), dtype=np.int32), offsets)
+    blocks = in_blocks(dataset, 4)
+    assert np.concatenate([blocks[row]["input_ids"] for row in range(len(blocks))]).tolist() == list(range(28))
+    assert blocks.lengths.tolist() == [4, 1, 4, 4, 4, 3, 4, 4]
+
+
+def collator(**changes):
+    settings = {"pad_token_id": 0, "mask_token_id": 3, "vocab_size": 100, "special_ids": [0, 3], "probability": 0.3}
+    return MaskingCollator(**{**settings, **changes})
+
+
+def test_masking_hides_about_the_share_asked_for_and_never_padding():
+    rows = [{"input_ids": np.arange(10, 10 + length) % 90 + 5} for length in (50, 400, 1000)]
+    batch = collator()(rows)
+    asked = batch["labels"] != IGNORED
+    real = batch["attention_mask"].bool()
+    assert not (asked & ~real).any()
+    assert asked.sum() / real.sum() == pytest.approx(0.3, abs=0.04)
+    original = torch.where(asked, batch["labels"], batch["input_ids"])
+    for row, ids in enumerate(rows):
+        assert original[row][: len(ids["input_ids"])].tolist() == ids["input_ids"].tolist()
+    masked = (batch["input_ids"] == 3) & asked
+    assert masked.sum() / asked.sum() == pytest.approx(0.8, abs=0.06)
+
+
+def test_a_short_row_still_asks_for_a_token():
+    batch = collator(probability=0.001)([{"input_ids": np.array([7])}])
+    assert batch["labels"].tolist() == [[7]]
+
+
+def test_a_fixed_seed_masks_alike():
+    rows = [{"input_ids": np.arange(5, 60)}]
+    fixed = collator(seed=1)
+    assert torch.equal(fixed(rows)["input_ids"], fixed(rows)["input_ids"])
+    drawn = collator()
+    assert not torch.equal(drawn(rows)["input_ids"], drawn(rows)["input_ids"])
+
+
+def test_pretraining_is_done_once_and_the_classifier_starts_from_it(names_csv, tmp_path):
+    recipe = load_recipe("text_file", [*SMALL, *PRETRAINING, "max_steps=1", "learning_rate=1e-12"])
+    output = tmp_path / "runs"
+    trainer.train_seeds(recipe, 2, data=names_csv, output=output, notice=lambda _: None)
+    before = json.loads((output / "pretraining/metrics.json").read_text())
+    assert before["train/steps"] > 1
+    masked = load_file(output / "pretraining/model.safetensors")
+    for seed in range(2):
+        classifier = load_file(output / f"seed-{seed}/model.safetensors")
+        shared = [name for name in classifier if name.startswith("model.")]
+        assert shared
+        for name in shared:
+            torch.testing.assert_close(classifier[name], masked[name], atol=1e-6, rtol=0)
+        metrics = json.loads((output / f"seed-{seed}/metrics.json").read_text())
+        assert metrics["pretraining/train/seconds"] == before["train/seconds"]
+    assert not (output / "seed-0/pretraining").exists()
+
+
+def test_a_run_killed_in_pretraining_ends_as_the_uninterrupted_one(names_csv, tmp_path, monkeypatch):
+    recipe = load_recipe("text_file", [*SMALL, *PRETRAINING, "epochs=1"])
+    whole = train(recipe, names_csv, tmp_path / "whole")
+    interrupted_train(monkeypatch, 8, recipe, names_csv, tmp_path / "part")
+    assert (tmp_path / "part/pretraining/checkpoints").is_dir()
+    assert reproducible(train(recipe, names_csv, tmp_path / "part", resume=True)) == pytest.approx(reproducible(whole))
+
+
+def test_init_from_another_run(names_csv, tmp_path):
+    first = load_recipe("text_file", [*SMALL, *PRETRAINING, "max_steps=1"])
+    train(first, names_csv, tmp_path / "first")
+    again = load_recipe("text_file", [*SMALL, "max_steps=1", f"init_from={tmp_path / 'first/pretraining'}"])
+    train(again, names_csv, tmp_path / "second")
+    assert (tmp_path / "second/tokenizer.json").is_file()
+    with pytest.raises(RequestError, match="init_from"):
+        train(again.replace(hidden_size=32), names_csv, tmp_path / "third")
+    with pytest.raises(RequestError, match="give a run's folder"):
+        train(again.replace(init_from=str(tmp_path / "absent")), names_csv, tmp_path / "fourth")
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused(names_csv, tmp_path, monkeypatch):
+    recipe = load_recipe("text_file", [*SMALL, *PRETRAINING])
+    original = trainer.load_tokenizer
+
+    def without(folder):
+        tokenizer = original(folder)
+        tokenizer.mask_token = None
+        return tokenizer
+
+    monkeypatch.setattr(trainer, "load_tokenizer", without)
+    with pytest.raises(RequestError, match="mask token"):
+        train(recipe, names_csv, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,165 @@
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffmix.errors import RequestError
+from diffmix.training.recipe import Recipe, load_recipe, recipe_from_mapping, shipped_recipes
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_load_and_their_resolved_form_reads_back(name, tmp_path):
+    recipe = load_recipe(name)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(file) == recipe
+
+
+def test_the_contracts_recipes_are_shipped():
+    expected = [
+        "text_file",
+        "ag_news",
+        "ag_news_paper",
+        "imdb",
+        "imdb_paper",
+        "sst2",
+        "20newsgroups",
+        "digits",
+        "language_id",
+    ]
+    assert set(expected) <= set(shipped_recipes())
+
+
+def test_the_papers_recipes_have_the_papers_architecture():
+    for name in ("ag_news_paper", "imdb_paper"):
+        config = load_recipe(name).config
+        assert config["neighbor_offsets"] == [-1, 0, 1]
+        assert config["neighbor_shared_steps"] is True
+        assert (config["hidden_size"], config["num_hidden_layers"], config["neighbor_alpha"]) == (256, 4, 0.5)
+
+
+def test_overrides_are_typed_and_reach_training_and_model_keys():
+    recipe = load_recipe(
+        "ag_news",
+        ["epochs=3", "learning_rate=5e-5", "extra_train=descriptions", "neighbor_alpha=7e-1", "mixer=softmax"],
+    )
+    assert recipe.epochs == 3.0
+    assert recipe.learning_rate == 5e-5  # YAML alone would read text
+    assert recipe.extra_train == ("descriptions",)
+    assert recipe.config["neighbor_alpha"] == 0.7
+    assert recipe.config["mixer"] == "softmax"
+
+
+def test_auto_batch_size_keeps_a_fixed_effective_batch():
+    recipe = load_recipe("ag_news", ["batch_size=auto"])
+    assert recipe.batch_size == 32
+    assert recipe.micro_batch_size is None
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("hiden_size=3", "'hidden_size'"),
+        ("learning_rte=3", "'learning_rate'"),
+        ("epochs=many", "a number"),
+        ("epochs=0", "more than 0"),
+        ("epochs=.nan", "a number"),
+        ("batch_size=3.5", "a whole number"),
+        ("batch_size=0", "1 or more"),
+        ("label_smoothing=2", "0.99 or less"),
+        ("schedule=square", "linear, cosine, constant"),
+        ("gradient_checkpointing=3", "true or false"),
+        ("hidden_size=wide", "a whole number"),
+        ("mixer=magic", "'neighbor'"),
+        ("neighbor_alpha=3", "between 0 and 1"),
+        ("vocab_size=10", "tokenizer"),
+        ("model=distilbertt", "'distilbert'"),
+        ("pretraining=3", "mapping"),
+        ("pretraining.epocs=3", "'epochs'"),
+        ("pretraining.mask_probability=0", "more than 0"),
+        ("epochs", "key=value"),
+        ("extra_train=[", "YAML"),
+    ],
+)
+def test_wrong_overrides_name_the_mend_on_one_line(override, expected):
+    with pytest.raises(RequestError) as caught:
+        load_recipe("imdb", [override])
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "no keys"),
+        ("- a\n- b\n", "no keys"),
+        ("task: [1,\n", "line"),
+        ("extends: nothing_like_it\n", "not found"),
+    ],
+)
+def test_files_that_are_no_recipes(content, expected, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(RequestError, match=expected):
+        load_recipe(file)
+
+
+def test_a_file_that_is_not_utf_8(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(b"task: \xff\xfe\n")
+    with pytest.raises(RequestError, match="UTF-8"):
+        load_recipe(file)
+
+
+def test_an_unknown_name_names_the_nearest():
+    with pytest.raises(RequestError, match="did you mean 'ag_news'"):
+        load_recipe("ag_new")
+
+
+def test_a_file_extends_a_shipped_recipe(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: ag_news\nepochs: 1\nhidden_size: 64\n")
+    recipe = load_recipe(file)
+    assert recipe.name == "mine"
+    assert (recipe.task, recipe.epochs, recipe.config["hidden_size"]) == ("ag_news", 1, 64)
+
+
+def test_another_model_leaves_the_first_ones_keys_behind():
+    recipe = load_recipe("ag_news", ["model=distilbert", "n_layers=2"])
+    assert recipe.config == {"n_layers": 2}
+    assert recipe.max_length == load_recipe("ag_news").max_length
+    assert load_recipe("imdb", ["model=tfidf"]).pretraining is None
+
+
+def test_pretraining_takes_its_own_keys_and_inherits_the_rest():
+    recipe = load_recipe("imdb", ["pretraining.epochs=7", "seed=5"])
+    phase = recipe.pretraining_recipe()
+    assert phase is not None
+    assert phase.epochs == 7
+    assert phase.seed == 0  # shared by all seeds
+    assert phase.pretraining is None
+    assert phase.config["hidden_size"] == recipe.config["hidden_size"]
+    assert load_recipe("imdb", ["pretraining=null"]).pretraining_recipe() is None
+
+
+def test_pretraining_and_init_from_exclude_each_other():
+    with pytest.raises(RequestError, match="drop the other"):
+        load_recipe("imdb", ["init_from=somewhere"])
+
+
+@given(
+    st.dictionaries(st.sampled_from([field.name for field in dataclasses.fields(Recipe)]), st.text() | st.integers())
+)
+def test_any_values_give_a_recipe_or_one_line(mapping):
+    mapping.pop("config", None)
+    mapping.pop("model", None)
+    try:
+        recipe = recipe_from_mapping(mapping, name="any")
+    except RequestError as error:
+        message = str(error)
+        recipe = None
+    if recipe is None:
+        assert len(message.splitlines()) == 1
+    else:
+        assert recipe_from_mapping(recipe.to_dict(), name="any") == recipe
