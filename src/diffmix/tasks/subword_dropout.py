@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from diffmix.tasks.encoding import EncodedDataset
@@ -20,8 +22,8 @@ from diffmix.tasks.encoding import EncodedDataset
 SPELLINGS = 16  # drawn once for each distinct word; an epoch picks one of them for each place where the word stands
 
 
-class SubwordDropout:
-    """The texts of a split, spelled anew for each epoch by `encode_epoch`.
+class SubwordDropout(Dataset):
+    """The rows of a split, spelled anew for each epoch; an `EncodedDataset` whose content `set_epoch` chooses.
 
     Args:
         texts: of the split.
@@ -48,7 +50,9 @@ class SubwordDropout:
         backend = tokenizer.backend_tokenizer
         model = json.loads(backend.to_str())["model"]
         if model["type"] != "WordPiece":
-            raise ValueError(f"tokenizer is {model['type']}; subword dropout takes WordPiece, as in tokenizer=wordpiece-16000")
+            raise ValueError(
+                f"tokenizer is {model['type']}; subword dropout takes WordPiece, as in tokenizer=wordpiece-16000"
+            )
         if not 0 < probability < 1:
             raise ValueError(f"probability is {probability}; give a number between 0 and 1, both excluded")
         self.labels, self.max_length, self.seed = labels, max_length, seed
@@ -59,12 +63,30 @@ class SubwordDropout:
             words = backend.pre_tokenizer.pre_tokenize_str(normal)
             rows.append([numbers.setdefault(word, len(numbers)) for word, _ in words])
         self._row_words = np.array([len(row) for row in rows])
-        self._words = np.fromiter((word for row in rows for word in row), dtype=np.int64, count=int(self._row_words.sum()))
+        self._words = np.fromiter(
+            (word for row in rows for word in row), dtype=np.int64, count=int(self._row_words.sum())
+        )
         speller = _Speller(model, probability, random.Random(seed))
         spellings = [spelling for word in numbers for spelling in speller.spellings(word)]
         self._spelling_lengths = np.array([len(spelling) for spelling in spellings], dtype=np.int64)  # [W·V]
         self._spelling_starts = np.concatenate([[0], np.cumsum(self._spelling_lengths)])
         self._pieces = np.fromiter((piece for spelling in spellings for piece in spelling), dtype=np.int32)
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Spell the rows as epoch `epoch` reads them."""
+        self._current = self.encode_epoch(epoch)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row in the chosen epoch, int64 [n]."""
+        return self._current.lengths
+
+    def __len__(self) -> int:
+        return len(self._row_words)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._current[index]
 
     def encode_epoch(self, epoch: int) -> EncodedDataset:
         """The split as epoch `epoch` reads it."""

@@ -100,14 +100,18 @@ class BucketedTrainer(Trainer):
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the batches which epoch begins, also after a resume."""
+    """Tells the batches, and rows that differ from epoch to epoch, which epoch begins, also after a resume."""
 
-    def __init__(self, batches: LengthBucketedBatches, steps_per_epoch: int):
-        self.batches, self.steps_per_epoch = batches, steps_per_epoch
+    def __init__(self, batches: LengthBucketedBatches, rows: Any, steps_per_epoch: int):
+        self.batches, self.rows, self.steps_per_epoch = batches, rows, steps_per_epoch
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the epoch of the steps to come."""
-        self.batches.set_epoch(state.global_step // self.steps_per_epoch)
+        epoch = state.global_step // self.steps_per_epoch
+        if hasattr(self.rows, "set_epoch"):
+            self.rows.set_epoch(epoch)
+            self.batches.lengths = self.rows.lengths
+        self.batches.set_epoch(epoch)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, load_model
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, AutoTokenizer, set_seed
@@ -62,6 +63,15 @@ def build_classifier(recipe: Recipe, task: TaskData, tokenizer: Any, start: Path
     if pairs:
         return models.DiffmixForSequencePairClassification(config)
     return AutoModelForSequenceClassification.from_config(config)
+
+
+def start_embeddings(model: Any, embeddings: np.ndarray) -> None:
+    """Start tokens from `embeddings` [V, D], at the standard deviation the model drew them with; rows of 0 stay as drawn."""
+    weight = model.get_input_embeddings().weight
+    vectors = torch.from_numpy(embeddings)
+    occurring = vectors.abs().sum(dim=1) > 0
+    with torch.no_grad():
+        weight[occurring] = vectors[occurring] * weight[occurring].std()
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -67,6 +67,6 @@ def ppmi_embeddings(dataset: EncodedDataset, vocab_size: int, size: int, *, seed
         (information[positive], (row[positive], col[positive])), shape=(vocab_size, len(contexts))
     )
     rank = min(size, *matrix.shape)
-    left, strength, _ = randomized_svd(matrix, rank, n_iter=3, random_state=seed)
+    left, strength, _ = randomized_svd(matrix, rank, n_iter=3, random_state=seed)  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
     vectors[occurring, :rank] = left[occurring] * np.sqrt(strength)
     return (vectors / vectors[occurring].std()).astype(np.float32)

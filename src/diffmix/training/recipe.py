@@ -54,6 +54,7 @@ class Recipe:
     validation_fraction: float = _key(0.1, above=0, high=0.5)  # of train, where the source has no validation split
     limit: int | None = _key(None, low=1)  # rows per split, for trials
     stream: bool | None = _key(None)  # read train from disk in every epoch; null: where memory would not hold it
+    subword_dropout: float = _key(0.0, low=0, high=0.9)  # WordPiece only: each epoch spells words in other ways
     # Optimisation
     epochs: float = _key(3.0, above=0)
     max_steps: int | None = _key(None, low=1)  # overrides epochs
@@ -77,7 +78,10 @@ class Recipe:
     best_metric: Literal["accuracy", "macro_f1", "nll"] = _key("accuracy")  # of validation; picks the final weights
     early_stopping_patience: int = _key(0, low=0)  # evaluations without improvement; 0: never
     report_to: tuple[str, ...] = _key(())  # further trackers, as transformers names them (trackio, wandb, mlflow)
-    # Denoising pre-training
+    # Where the weights start
+    embedding_init: Literal["random", "ppmi"] = _key(
+        "random"
+    )  # ppmi: from which tokens of the task's texts stand together
     pretraining: dict[str, Any] | None = _key(None)  # noqa: RUF009  keys of the masked-token phase; null: none
     mask_probability: float = _key(0.15, above=0, high=0.95)  # used inside pretraining
     init_from: str | None = _key(None)  # a folder whose backbone and tokenizer the model starts from

@@ -35,14 +35,16 @@ from diffmix.evaluation import classification_metrics, mean_interval
 from diffmix.tasks import TaskData, load_task
 from diffmix.tasks.encoding import PaddingCollator, StreamedDataset, encode, encode_texts
 from diffmix.tasks.examples import Examples, StreamedExamples
+from diffmix.tasks.subword_dropout import SubwordDropout
 from diffmix.tasks.tokenizers import build_tokenizer
 from diffmix.training.batch_size import fitting_micro_batch, halvings
 from diffmix.training.batching import LengthBucketedBatches, RowSubset, StreamedBatches, batches_by_tokens
 from diffmix.training.bucketed_trainer import BucketedTrainer, EpochCallback
-from diffmix.training.building import build_classifier, load_tokenizer, load_weights, model_config
+from diffmix.training.building import build_classifier, load_tokenizer, load_weights, model_config, start_embeddings
 from diffmix.training.callbacks import AVERAGED_WEIGHTS, MovingAverage, Progress, RunRecorder
 from diffmix.training.checkpoints import checkpoint_step, damage, find_checkpoints
 from diffmix.training.distributed import is_first_process, join_processes, on_first_process, process_count
+from diffmix.training.embeddings import ppmi_embeddings
 from diffmix.training.hardware import (
     environment,
     peak_memory,
@@ -65,7 +67,7 @@ from diffmix.training.run_folder import (
 )
 
 VALIDATION_SEED = 0  # of the cut of validation: runs of different seeds share it
-UNLABELLED_VALIDATION = 1000  # texts at most that pre-training holds out, never more than a tenth
+UNLABELLED_VALIDATION = 256  # texts at most that pre-training holds out, never more than a tenth
 Notice = Callable[[str], None]
 
 
@@ -226,6 +228,7 @@ class _Run:
         self.baseline = baseline
         self.notice = notice if is_first_process() else lambda _: None
         self.processes, self.rank = PartialState().num_processes, PartialState().process_index
+        self._vectors: np.ndarray | None = None
         quiet_transformers()
 
     def classification(self, task: TaskData, start: Path | None) -> dict[str, Any]:
@@ -239,7 +242,10 @@ class _Run:
         weights = class_weights(task.train.label_counts(labels)) if recipe.class_balance == "loss" else None
 
         def build() -> Any:
-            return build_classifier(recipe, task, tokenizer, start)
+            model = build_classifier(recipe, task, tokenizer, start)
+            if start is None and tokenizer is not None:
+                self._start_embeddings(model, lambda: self._plain_rows(task, tokenizer))
+            return model
 
         def loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
             outputs = model(**{name: value for name, value in batch.items() if name != "labels"})
@@ -332,9 +338,10 @@ class _Run:
         def build() -> Any:
             set_seed(recipe.seed)
             config = model_config(recipe, tokenizer, len(tokenizer), {})
-            if recipe.model == "diffmix":
-                return models.DiffmixForMaskedLM(config)
-            return AutoModelForMaskedLM.from_config(config)
+            kind: Any = models.DiffmixForMaskedLM if recipe.model == "diffmix" else AutoModelForMaskedLM.from_config
+            model = kind(config)
+            self._start_embeddings(model, lambda: train_rows)
+            return model
 
         model, progress, steps, best_step = self._fit(build, train_rows, collator(), loss, objective, validate, "nll")
         metrics = {f"validation/{key}": value for key, value in validate(model).items()}
@@ -372,9 +379,36 @@ class _Run:
 
     def _train_rows(self, task: TaskData, tokenizer: Any) -> Any:
         recipe = self.recipe
+        if recipe.subword_dropout > 0:
+            if not isinstance(task.train, Examples) or task.train.texts is None or task.train.pairs is not None:
+                raise RequestError("subword_dropout takes single texts held in memory: set subword_dropout=0")
+            try:
+                return SubwordDropout(
+                    task.train.texts,
+                    task.train.labels,
+                    tokenizer,
+                    max_length=recipe.max_length,
+                    probability=recipe.subword_dropout,
+                    seed=recipe.seed,
+                )
+            except ValueError as error:
+                raise RequestError(f"subword_dropout: {error}") from None
         if isinstance(task.train, Examples):
             return encode(task.train, tokenizer, recipe.max_length)
         return StreamedDataset(task.train, tokenizer, recipe.max_length, batch_size=recipe.batch_size, seed=recipe.seed)
+
+    def _plain_rows(self, task: TaskData, tokenizer: Any) -> Any:
+        """What the task has of texts, with or without labels, encoded without dropout."""
+        unlabelled = task.load_unlabelled() if task.load_unlabelled is not None else None
+        return encode_texts(unlabelled or task.train.tokenizer_texts(), tokenizer, 10**9)
+
+    def _start_embeddings(self, model: Any, texts: Callable[[], Any]) -> None:
+        if self.recipe.embedding_init != "ppmi" or self._last_checkpoint() is not None:
+            return
+        if self._vectors is None:
+            self.notice("embeddings: from which tokens stand together in the task's texts")
+            self._vectors = ppmi_embeddings(texts(), *model.get_input_embeddings().weight.shape)
+        start_embeddings(model, self._vectors)
 
     def _fit(
         self,
@@ -509,7 +543,7 @@ class _Run:
         )
         trainer.record_with(recorder)
         if isinstance(batches, LengthBucketedBatches):
-            trainer.add_callback(EpochCallback(batches, steps_per_epoch))
+            trainer.add_callback(EpochCallback(batches, rows, steps_per_epoch))
         if not progress.stopped:  # else the run was killed after it stopped early
             reset_peak_memory()
             try:
