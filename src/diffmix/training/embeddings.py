@@ -5,6 +5,8 @@ V tokens of the vocabulary, C context tokens, D channels.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
@@ -67,6 +69,7 @@ def ppmi_embeddings(dataset: EncodedDataset, vocab_size: int, size: int, *, seed
         (information[positive], (row[positive], col[positive])), shape=(vocab_size, len(contexts))
     )
     rank = min(size, *matrix.shape)
-    left, strength, _ = randomized_svd(matrix, rank, n_iter=3, random_state=seed)  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
+    decompose: Any = randomized_svd  # it states no types
+    left, strength, _ = decompose(matrix, rank, n_iter=3, random_state=seed)
     vectors[occurring, :rank] = left[occurring] * np.sqrt(strength)
     return (vectors / vectors[occurring].std()).astype(np.float32)
