@@ -16,7 +16,8 @@ from diffmix.tasks.encoding import EncodedDataset
 WINDOW = 64  # tokens that count as near: a text, or a piece of a long one
 CONTEXTS = 8192  # the most frequent tokens, which say enough about all
 SMOOTHING = 0.75  # of the contexts' frequencies, so that rare contexts do not dominate (Levy et al., 2015)
-_ROWS_AT_ONCE = 20_000
+MOST_WINDOWS = 100_000  # of more, a random choice: enough to know the words, and bounds time and memory
+_AT_ONCE = 20_000
 
 
 def ppmi_embeddings(dataset: EncodedDataset, vocab_size: int, size: int, *, seed: int = 0) -> np.ndarray:
@@ -37,18 +38,18 @@ def ppmi_embeddings(dataset: EncodedDataset, vocab_size: int, size: int, *, seed
     """
     frequency = np.bincount(dataset.tokens, minlength=vocab_size)
     contexts = np.sort(np.argsort(-frequency, kind="stable")[: min(CONTEXTS, int((frequency > 0).sum()))])
-    column = np.full(vocab_size, -1)
-    column[contexts] = np.arange(len(contexts))
     counts = sparse.csr_matrix((vocab_size, len(contexts)), dtype=np.float32)
     starts = np.concatenate(
         [np.arange(first, last, WINDOW) for first, last in zip(dataset.offsets[:-1], dataset.offsets[1:], strict=True)]
         + [dataset.offsets[-1:]]
     ).astype(np.int64)
-    for first in range(0, len(starts) - 1, _ROWS_AT_ONCE):
-        bounds = starts[first : first + _ROWS_AT_ONCE + 1]
-        tokens = dataset.tokens[bounds[0] : bounds[-1]].copy()  # sum_duplicates sorts in place
+    windows = np.random.default_rng(seed).permutation(len(starts) - 1)[:MOST_WINDOWS]
+    for first in range(0, len(windows), _AT_ONCE):
+        spans = [dataset.tokens[starts[window] : starts[window + 1]] for window in windows[first : first + _AT_ONCE]]
+        tokens = np.concatenate(spans)
+        bounds = np.concatenate([[0], np.cumsum([len(span) for span in spans])])
         ones = np.ones(len(tokens), dtype=np.float32)
-        present = sparse.csr_matrix((ones, tokens, bounds - bounds[0]), shape=(len(bounds) - 1, vocab_size))
+        present = sparse.csr_matrix((ones, tokens, bounds), shape=(len(spans), vocab_size))
         present.sum_duplicates()
         present.data[:] = 1
         counts = counts + present.T.tocsr() @ present[:, contexts]
