@@ -20,20 +20,19 @@ from diffmix.experiments.results import write_result
 MARKER = ".diffmix-demo"  # in a folder that a demo made, and another may replace
 RECIPE = "language_id"
 # Of both sides: large batches, as an optimiser step costs much next to a few short names, and what fits in a few minutes.
-BRIEF = ("batch_size=256", "epochs=4")
+BRIEF = ("batch_size=256", "epochs=3")
 SIDES = {"attention-free": (), "softmax": ("mixer=softmax",)}  # what differs from the recipe
-STRINGS = (  # short phrases as the task knows them, not names from CLDR
-    "die Sprache der Vögel",
-    "la lengua de los pájaros",
-    "het eiland in de zee",
-    "mowa ptaków i rzeka",
-    "język polski i rosyjski",
-    "lintujen kieli ja saari",
-    "kuşların dili ve deniz",
-    "Η γλώσσα των πουλιών",
-    "мова птахів і річка",
-    "鳥のことば",
-    "ngôn ngữ của loài chim",
+STRINGS = (  # invented names, of the kind that the task holds
+    "Königreich der sieben Berge",
+    "República de las Montañas",
+    "het eiland van de wolken",
+    "język rzecznych ludzi",
+    "lintujen saarten kieli",
+    "kuşlar denizi cumhuriyeti",
+    "нова річкова республіка",
+    "το νησί των πουλιών",
+    "鳥の島ことば",
+    "tiếng của đảo chim",
 )
 
 
