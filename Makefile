@@ -38,5 +38,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev]'
 	touch $@
 
+# The tables of README and docs, from results/*.json.
+results: $(VENV)/.installed
+	$(BIN)/python -m diffmix.experiments.tables
+
 clean:
 	rm -rf $(VENV) demo .coverage* .pytest_cache .ruff_cache .hypothesis
