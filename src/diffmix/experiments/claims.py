@@ -52,10 +52,14 @@ def judge_claims(results: Path) -> list[tuple[Claim, Finding]]:
     found = []
     for claim in CLAIMS:
         path = results / f"{claim.result}.json"
+        finding = Finding("not measured yet", f"`{claim.command}` measures it")
         if path.is_file():
-            finding = claim.judge(read_result(path))
-        else:
-            finding = Finding("not measured yet", f"`{claim.command}` measures it")
+            try:
+                finding = claim.judge(read_result(path))
+            except _RowMissing as missing:
+                finding = Finding(
+                    "not measured yet", f"the result holds no row of {missing}; `{claim.command}` measures it"
+                )
         found.append((claim, finding))
     return found
 
@@ -103,14 +107,16 @@ def _paper_memory(result: Mapping[str, Any]) -> Finding:
     return Finding(verdict, f"{numbers}, {result['environment'].get('device')}")
 
 
+class _RowMissing(Exception):
+    """A comparison was made without the row that a claim is about."""
+
+
 def _accuracy_of(
     result: Mapping[str, Any], wanted: Callable[[Mapping[str, Any]], bool], what: str
 ) -> Mapping[str, Any]:
     row = next((row for row in result["rows"] if wanted(row)), None)
     if row is None:
-        raise RequestError(
-            f"results of {result['comparison']} hold no row of {what}: measure it with the claim's command"
-        )
+        raise _RowMissing(what)
     return row
 
 
