@@ -5,7 +5,7 @@ V tokens of the vocabulary, C context tokens, D channels.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy import sparse
@@ -70,7 +70,7 @@ def ppmi_embeddings(dataset: EncodedDataset, vocab_size: int, size: int, *, seed
         (information[positive], (row[positive], col[positive])), shape=(vocab_size, len(contexts))
     )
     rank = min(size, *matrix.shape)
-    decompose: Any = randomized_svd  # it states no types
+    decompose = cast(Any, randomized_svd)  # it states no types
     left, strength, _ = decompose(matrix, rank, n_iter=3, random_state=seed)
     vectors[occurring, :rank] = left[occurring] * np.sqrt(strength)
     return (vectors / vectors[occurring].std()).astype(np.float32)
