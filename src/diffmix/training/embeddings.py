@@ -69,7 +69,7 @@ def ppmi_embeddings(dataset: EncodedDataset, vocab_size: int, size: int, *, seed
     matrix = sparse.csr_matrix(
         (information[positive], (row[positive], col[positive])), shape=(vocab_size, len(contexts))
     )
-    rank = min(size, *matrix.shape)
+    rank = min(size, vocab_size, len(contexts))
     decompose = cast(Any, randomized_svd)  # it states no types
     left, strength, _ = decompose(matrix, rank, n_iter=3, random_state=seed)
     vectors[occurring, :rank] = left[occurring] * np.sqrt(strength)
