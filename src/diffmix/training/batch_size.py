@@ -67,8 +67,8 @@ def halvings(rows: int, fitting: int) -> int:
 
 def _peak_of(work: Callable[[], Any]) -> int | None:
     """Bytes that `work` adds to the resident memory at its peak; None where the system cannot tell."""
-    before = resident_memory()
-    if not before or not reset_peak_memory():
+    if not reset_peak_memory():
         return None
+    before = resident_memory()
     work()
     return max(peak_resident_memory() - before, 0)

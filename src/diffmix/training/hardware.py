@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import importlib.metadata
 import os
@@ -90,6 +92,9 @@ def reset_peak_memory() -> bool:
     """Start `peak_resident_memory` and CUDA's peak anew; False where the system cannot forget a resident peak."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    # Memory that was freed but kept by the C library would hide what is taken next.
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
