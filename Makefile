@@ -1,12 +1,4 @@
-# make demo: install and show the main job on embedded data. make test: lint, types, tests. make acceptance: what takes longer.
-PYTHON ?= python3
-VENV ?= .venv
-# Another package index for torch, such as the CUDA or CPU builds of PyTorch's own: make TORCH_INDEX=URL demo
-TORCH_INDEX ?=
-BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
-
-.PHONY: demo test lint acceptance results clean
+# make demo: install and show the main job on embedded data. make test: lint, types, tests. make .PHONY: demo test lint results clean
 
 demo: $(VENV)/.installed
 	$(BIN)/diffmix demo --output demo
@@ -18,9 +10,6 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests
 	$(BIN)/ruff format --check src tests
 	$(BIN)/pyright --pythonpath $(BIN)/python
-
-acceptance: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m acceptance --override-ini 'addopts=-q --strict-markers' --timeout 21600
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "diffmix needs Python 3.11 or newer: make PYTHON=python3.11 $@")'
