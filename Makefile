@@ -1,4 +1,12 @@
-# make demo: install and show the main job on embedded data. make test: lint, types, tests. make .PHONY: demo test lint results clean
+# make demo: install and show the main job on embedded data. make test: lint, types, tests.
+PYTHON ?= python3
+VENV ?= .venv
+# Another package index for torch, such as the CUDA or CPU builds of PyTorch's own: make TORCH_INDEX=URL demo
+TORCH_INDEX ?=
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint results clean
 
 demo: $(VENV)/.installed
 	$(BIN)/diffmix demo --output demo
