@@ -16,6 +16,7 @@ from diffmix import (
     DiffmixForSequencePairClassification,
     DiffmixModel,
 )
+from diffmix.models.mixers import NeighborMixer
 
 VARIANTS = {
     "paper": {"neighbor_shared_steps": True, "neighbor_boundary": "wrap"},
@@ -271,3 +272,24 @@ def test_wrong_inputs_are_named():
         model(torch.ones(1, 4, dtype=torch.long), torch.ones(1, 5, dtype=torch.long))
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
         model()
+
+
+@pytest.mark.parametrize("boundary", ["zero", "wrap"])
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("width", [1, 8, 12, 13, 40])
+def test_a_layer_taken_into_the_mixer_changes_nothing(width, heads, boundary):
+    torch.manual_seed(0)
+    config = DiffmixConfig(hidden_size=8, neighbor_offsets=[-2, 0, 1], neighbor_heads=heads, neighbor_boundary=boundary)
+    mixer = NeighborMixer(config).double()
+    torch.nn.init.normal_(mixer.weight)
+    layer = torch.nn.Linear(8, width).double()
+    hidden = torch.randn(3, 7, 8, dtype=torch.float64, requires_grad=True)
+    mask = torch.arange(7) < torch.tensor([[7], [1], [4]])
+    inputs = [hidden, mixer.weight, layer.weight, layer.bias]
+    probe = torch.randn(3, 7, width, dtype=torch.float64) * mask.unsqueeze(-1)
+
+    taken_in = (mixer(hidden, mask, then=layer) * probe).sum()
+    after = (layer(mixer(hidden, mask)) * probe).sum()
+    torch.testing.assert_close(taken_in, after)
+    for one, other in zip(torch.autograd.grad(taken_in, inputs), torch.autograd.grad(after, inputs), strict=True):
+        torch.testing.assert_close(one, other)

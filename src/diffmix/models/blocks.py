@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from diffmix.models.configuration import DiffmixConfig
-from diffmix.models.dropout import Dropout
-from diffmix.models.mixers import MIXERS
+from diffmix.models.mixers import MIXERS, NeighborMixer
+from diffmix.models.perturbation import Dropout
 
 
 class MLP(nn.Module):
@@ -28,6 +28,10 @@ class MLP(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[…, D] → […, D]."""
         return self.contract(F.gelu(self.expand(hidden)))
+
+    def after(self, mixer: NeighborMixer, hidden: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """MLP(mixer(h)), where the mixer takes the first layer in."""
+        return self.contract(F.gelu(mixer(hidden, padding_mask, then=self.expand)))
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
@@ -81,7 +85,7 @@ class DiffusionStep(GradientCheckpointingLayer):
 
     def __init__(self, config: DiffmixConfig):
         super().__init__()
-        self.mixer = MIXERS["neighbor"](config)
+        self.mixer = NeighborMixer(config)
         self.mlp = MLP(config)
         self.norm = make_norm(config)
         self.dropout = Dropout(config.hidden_dropout)
@@ -98,7 +102,7 @@ class DiffusionStep(GradientCheckpointingLayer):
         """[B, N, D] → [B, N, D]."""
         source = self.norm(hidden, padding_mask) if self.pre_norm else hidden
         if self.mix_first:
-            update = self.mlp(self.mixer(source, padding_mask))
+            update = self.mlp.after(self.mixer, source, padding_mask)
         else:
             update = self.mixer(self.mlp(source), padding_mask)
         update = self.dropout(update).to(hidden.dtype)

@@ -25,9 +25,23 @@ class NeighborMixer(nn.Module):
         heads = (config.neighbor_heads,) if config.neighbor_heads > 1 else ()
         self.weight = nn.Parameter(torch.empty(len(self.offsets), *heads, channels, channels))
 
-    def forward(self, hidden: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """[B, N, D] → [B, N, D]."""
-        return diffuse_aligned(hidden, self.weight, self.offsets, padding_mask=padding_mask, boundary=self.boundary)
+    def forward(self, hidden: Tensor, padding_mask: Tensor | None = None, then: nn.Linear | None = None) -> Tensor:
+        """[B, N, D] → [B, N, D], or → [B, N, M] with a layer `then` applied: then(Σ_o W_o h_{i+o}).
+
+        Nothing stands between the two, so a narrow layer is multiplied into the weights, V Σ_o W_o h = Σ_o (V W_o) h: O·M·D
+        products a token where one after the other takes O·D² + M·D.
+        """
+        weight, bias = self.weight, None
+        narrow = then is not None and len(self.offsets) * then.out_features <= (
+            len(self.offsets) * hidden.shape[-1] + then.out_features
+        )
+        if then is not None and narrow and weight.ndim == 3:
+            with torch.autocast(hidden.device.type, enabled=False):  # a product of weights, not of states
+                weight, bias, then = then.weight @ weight, then.bias, None
+        mixed = diffuse_aligned(
+            hidden, weight, self.offsets, bias=bias, padding_mask=padding_mask, boundary=self.boundary
+        )
+        return mixed if then is None else then(mixed)
 
 
 class SoftmaxMixer(nn.Module):

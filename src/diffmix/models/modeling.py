@@ -15,8 +15,8 @@ from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, Seque
 
 from diffmix.models.blocks import AttentionBlock, DiffusionStep, make_norm
 from diffmix.models.configuration import DiffmixConfig
-from diffmix.models.dropout import Dropout
 from diffmix.models.mixers import NeighborMixer
+from diffmix.models.perturbation import Dropout, add_noise
 from diffmix.ops.alignment import align, aligned_positions, unalign
 
 
@@ -134,6 +134,10 @@ class DiffmixModel(DiffmixPreTrainedModel):
                 "1 at real tokens and 0 at padding"
             )
         mask = attention_mask.bool()
+        if values.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
+            return values, None, None  # on other devices the question would wait for all work under way
+        if inputs_embeds is not None:
+            values = values.masked_fill(~mask.unsqueeze(-1), 0.0)  # not a number, perhaps; blocks multiply by the mask
         positions = aligned_positions(mask)
         return align(values, positions), align(mask, positions), positions
 
@@ -173,7 +177,7 @@ class DiffmixModel(DiffmixPreTrainedModel):
                 keep = torch.rand(hidden.shape[:2], device=hidden.device) >= config.token_dropout
                 hidden = hidden * keep.unsqueeze(-1).to(hidden.dtype)
             if config.noise_std:
-                hidden = hidden + config.noise_std * torch.randn_like(hidden)
+                hidden = add_noise(hidden, config.noise_std)
         return self.embedding_dropout(hidden)
 
     def _converge(self, hidden: Tensor, mask: Tensor | None, states: list[Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -235,8 +239,9 @@ class Pooling(nn.Module):
         """`hidden` with real tokens first → [B, D], or [B, 2D] for mean_max; sums run in fp32."""
         if self.kind == "first":
             return hidden[:, 0]
-        if mask is not None:
-            hidden = hidden.masked_fill(~mask.unsqueeze(-1), 0.0)
+        real = None if mask is None else mask.unsqueeze(-1).to(hidden.dtype)
+        if real is not None:
+            hidden = hidden * real
         if self.attention is not None:
             return self.attention(hidden, mask)
         pooled = []
@@ -245,12 +250,10 @@ class Pooling(nn.Module):
             length = hidden.shape[1] if mask is None else mask.sum(dim=1, keepdim=True).clamp(min=1)
             pooled.append((hidden.sum(dim=1, dtype=precision) / length).to(hidden.dtype))
         if self.kind in ("max", "mean_max"):
-            if mask is not None:
-                lowest = torch.finfo(hidden.dtype).min
-                highest = hidden.masked_fill(~mask.unsqueeze(-1), lowest).amax(dim=1)
-                pooled.append(highest.masked_fill(~mask.any(dim=1, keepdim=True), 0.0))
-            else:
-                pooled.append(hidden.amax(dim=1))
+            if real is not None:
+                hidden = hidden + (real - 1) * torch.finfo(hidden.dtype).max
+            highest = hidden.max(dim=1).values  # backward, `amax` takes twice the time on CPUs
+            pooled.append(highest if mask is None else highest.masked_fill(~mask.any(dim=1, keepdim=True), 0.0))
         return torch.cat(pooled, dim=-1)
 
 

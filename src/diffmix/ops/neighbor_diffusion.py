@@ -46,6 +46,7 @@ def neighbor_diffusion(
     if padding_mask is None:
         return diffuse_aligned(hidden, weight, offsets, boundary=boundary)
     positions = aligned_positions(padding_mask)
+    hidden = hidden.masked_fill(~padding_mask.unsqueeze(-1), 0.0)  # what stands at padding may be no number
     mixed = diffuse_aligned(
         align(hidden, positions), weight, offsets, padding_mask=align(padding_mask, positions), boundary=boundary
     )
@@ -57,15 +58,17 @@ def diffuse_aligned(
     weight: Tensor,
     offsets: Sequence[int],
     *,
+    bias: Tensor | None = None,
     padding_mask: Tensor | None = None,
     boundary: str = "zero",
 ) -> Tensor:
-    """`neighbor_diffusion` for rows whose real tokens stand first (see `alignment`). Nothing is checked.
+    """`neighbor_diffusion`, plus `bias` [H·out], for rows whose real tokens stand first (see `alignment`). Nothing is checked.
 
-    With boundary "zero", masked padding is the boundary: one `masked_fill`, and the whole batch is one convolution.
+    With boundary "zero", padding set to 0 is the boundary, and the whole batch is one convolution. Values at padding must be
+    finite: a product by the mask sets them to 0, which takes a fifth of the time of `masked_fill` on a CPU.
     """
-    if padding_mask is not None:
-        hidden = hidden.masked_fill(~padding_mask.unsqueeze(-1), 0.0)
+    if padding_mask is not None and boundary == "zero":
+        hidden = hidden * padding_mask.unsqueeze(-1).to(hidden.dtype)
     if boundary == "zero" and not torch.compiler.is_compiling():
         # A neighbour beyond the longest row is 0 for every token. A compiled graph keeps it: its length is not known yet.
         near = [index for index, offset in enumerate(offsets) if abs(offset) < hidden.shape[1]] or [0]
@@ -76,15 +79,16 @@ def diffuse_aligned(
     spacing = _spacing(offsets)
     before, after = max(0, -min(offsets)), max(0, max(offsets))
     if boundary == "zero" and spacing and before == after and hidden.device.type == "cpu":
-        return _convolution(hidden, weight, offsets, spacing, padding=before)  # without a padded copy
+        return _convolution(hidden, weight, bias, offsets, spacing, padding=before)  # without a padded copy
     if boundary == "wrap":
         extended = _wrap_ends(hidden, before, after, padding_mask)
     else:
         extended = F.pad(hidden, (0, 0, before, after))
     if spacing and hidden.device.type == "cpu":
         first = before + min(offsets)  # what the first token hears first
-        return _convolution(extended, weight, offsets, spacing, padding=0).narrow(1, first, hidden.shape[1])
-    return _concatenation(extended, weight, [before + offset for offset in offsets], hidden.shape[1])
+        return _convolution(extended, weight, bias, offsets, spacing, padding=0).narrow(1, first, hidden.shape[1])
+    mixed = _concatenation(extended, weight, [before + offset for offset in offsets], hidden.shape[1])
+    return mixed if bias is None else mixed + bias.to(mixed.dtype)
 
 
 def _spacing(offsets: Sequence[int]) -> int | None:
@@ -94,7 +98,9 @@ def _spacing(offsets: Sequence[int]) -> int | None:
     return steps.pop() if len(steps) == 1 else None
 
 
-def _convolution(hidden: Tensor, weight: Tensor, offsets: Sequence[int], spacing: int, *, padding: int) -> Tensor:
+def _convolution(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, offsets: Sequence[int], spacing: int, *, padding: int
+) -> Tensor:
     """A dilated convolution. As 2-d with height 1, the transposed view of [B, N, D] is already in channels-last layout,
     which oneDNN reads in place. `diffmix bench operators` compares it with shifted and concatenated products."""
     order = sorted(range(len(offsets)), key=lambda index: offsets[index])
@@ -103,7 +109,7 @@ def _convolution(hidden: Tensor, weight: Tensor, offsets: Sequence[int], spacing
     heads = weight.shape[1]
     kernel = weight.flatten(1, 2).permute(1, 2, 0).unsqueeze(2).contiguous()  # [H·out, in, 1, O]
     image = hidden.transpose(1, 2).unsqueeze(2)  # [B, D, 1, N]
-    mixed = F.conv2d(image, kernel, padding=(0, padding), dilation=(1, spacing), groups=heads)
+    mixed = F.conv2d(image, kernel, bias, padding=(0, padding), dilation=(1, spacing), groups=heads)
     return mixed.squeeze(2).transpose(1, 2)
 
 
@@ -120,9 +126,15 @@ def _concatenation(extended: Tensor, weight: Tensor, starts: Sequence[int], toke
 
 
 def _wrap_ends(hidden: Tensor, before: int, after: int, padding_mask: Tensor | None) -> Tensor:
-    """Continue each row by its own other end: position p of the result holds token (p - before) mod L."""
-    position = torch.arange(-before, hidden.shape[1] + after, device=hidden.device)
+    """Continue each row by its own other end: position p of the result holds token (p - before) mod L, up to L + after."""
+    rows, tokens, channels = hidden.shape
+    outside = torch.cat(
+        [torch.arange(-before, 0, device=hidden.device), torch.arange(after, device=hidden.device)]
+    )  # positions before the first token, and behind the last, counted from there
     if padding_mask is None:
-        return hidden.index_select(1, position.remainder(max(hidden.shape[1], 1)))
-    length = padding_mask.sum(dim=1, keepdim=True).clamp(min=1)
-    return unalign(hidden, position.remainder(length))
+        length = torch.full((rows, 1), tokens, device=hidden.device)
+    else:
+        length = padding_mask.sum(dim=1, keepdim=True)
+    ends = unalign(hidden, outside.remainder(length.clamp(min=1)))
+    target = outside + before + torch.where(outside < 0, 0, length)
+    return F.pad(hidden, (0, 0, before, after)).scatter(1, target.unsqueeze(-1).expand(-1, -1, channels), ends)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffmix.models.dropout import Dropout
+from diffmix.models.perturbation import Dropout, add_noise
 
 
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])
@@ -41,3 +41,31 @@ def test_follows_torchs_seed():
     first = Dropout(0.3)(x)
     torch.manual_seed(3)
     assert torch.equal(Dropout(0.3)(x), first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_noise_is_normal_with_the_asked_deviation(dtype):
+    torch.manual_seed(0)
+    noise = add_noise(torch.zeros(1001, 333, dtype=dtype), 0.3).double().flatten() / 0.3
+    assert noise.mean().item() == pytest.approx(0, abs=0.01)
+    assert noise.std().item() == pytest.approx(1, abs=0.01)
+    for quantile in (0.001, 0.025, 0.16, 0.5, 0.84, 0.975, 0.999):
+        expected = torch.special.ndtri(torch.tensor(quantile, dtype=torch.float64)).item()
+        assert noise.quantile(quantile).item() == pytest.approx(expected, abs=0.05)
+
+
+def test_noise_is_independent_between_values_and_its_halves():
+    torch.manual_seed(0)
+    noise = add_noise(torch.zeros(1_000_001), 1.0)
+    for lag in (1, 2, 500_000, 500_001):
+        assert abs((noise[lag:] * noise[:-lag]).mean()) < 5e-3
+        assert abs((noise[lag:].square() * noise[:-lag].square()).mean() - 1) < 2e-2
+
+
+def test_noise_follows_torchs_seed():
+    x = torch.zeros(7, 5)
+    torch.manual_seed(3)
+    first = add_noise(x, 1.0)
+    torch.manual_seed(3)
+    assert torch.equal(add_noise(x, 1.0), first)
+    assert not torch.equal(add_noise(x, 1.0), first)
