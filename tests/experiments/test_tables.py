@@ -94,9 +94,12 @@ COMMON = {"command": "diffmix bench", "environment": {"device": "a CPU"}, "recip
 BENCHES = {
     "distilbert": {
         "settings": {"batch": 32, "tokens": 512},
-        "sides": {"ours": SIDE, "distilbert": SIDE, "distilbert_fused": SIDE},
+        "sides": dict.fromkeys(("ours", "paper", "distilbert", "distilbert_fused"), SIDE),
         "ratios": dict.fromkeys(
-            ("less_memory", "more_tokens_per_second", "less_memory_fused", "more_tokens_per_second_fused"), RATIO
+            ("ours", "paper"),
+            dict.fromkeys(
+                ("less_memory", "more_tokens_per_second", "less_memory_fused", "more_tokens_per_second_fused"), RATIO
+            ),
         ),
     },
     "obvious": {
@@ -118,6 +121,11 @@ BENCHES = {
         "sides": {"library": {"forward/fp32/128": 0.002}, "rolled_linears": {"forward/fp32/128": 0.005}},
         "ratios": {"library": {"forward/fp32/128": RATIO}},
     },
+    "parts": {
+        "settings": {"batch": 32, "tokens": 512, "width": 128},
+        "sides": {"plain": {"noise/fp32": 0.009}, "ours": {"noise/fp32": 0.003}},
+        "ratios": {"noise/fp32": RATIO},
+    },
     "paper_memory": {"settings": {"batch": 16, "tokens": 4096}, "sides": {"training/fp32": SIDE}},
 }
 
@@ -133,6 +141,7 @@ def test_each_benchmark_has_a_table_with_its_numbers(root, name):
         "obvious": "250 k",
         "scaling": "150 MB",
         "operators": "2 ms",
+        "parts": "9 ms",
         "paper_memory": "150 MB",
     }[name] in table
 

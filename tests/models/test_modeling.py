@@ -237,14 +237,14 @@ def test_masked_lm_ties_its_head_and_scores_only_what_is_asked(tmp_path):
 
 
 def test_sampled_softmax_is_the_full_one_when_every_token_is_drawn():
-    full = make("own_steps", DiffmixForMaskedLM, hidden_dropout=0.0).train()
-    sampled = make("own_steps", DiffmixForMaskedLM, hidden_dropout=0.0, sampled_softmax=5000).train()
-    few = make("own_steps", DiffmixForMaskedLM, hidden_dropout=0.0, sampled_softmax=5).train()
+    full = make("own_steps", DiffmixForMaskedLM, hidden_dropout=0.0, vocab_size=900).train()
+    sampled = make("own_steps", DiffmixForMaskedLM, hidden_dropout=0.0, vocab_size=900, sampled_softmax=5000).train()
+    few = make("own_steps", DiffmixForMaskedLM, hidden_dropout=0.0, vocab_size=900, sampled_softmax=5).train()
     ids = torch.randint(1, 50, (2, 8))
     labels = torch.where(torch.rand(2, 8) < 0.5, ids, -100)
     torch.testing.assert_close(sampled(ids, labels=labels).loss, full(ids, labels=labels).loss)
     assert few(ids, labels=labels).loss < full(ids, labels=labels).loss  # fewer to choose among
-    assert few.eval()(ids, labels=labels).logits.shape == (2, 8, 50)
+    assert few.eval()(ids, labels=labels).logits.shape == (2, 8, 900)
 
 
 def test_autocast_keeps_the_states_in_its_dtype():

@@ -80,7 +80,7 @@ def test_unlabelled_texts_have_no_labels():
 
 def test_collator_pads_to_the_longest_row():
     rows = [{"input_ids": np.array([5, 6, 7], dtype=np.int32), "labels": 1}, {"input_ids": np.array([8]), "labels": 0}]
-    batch = PaddingCollator(9)(rows)
+    batch = PaddingCollator(9, longest=3)(rows)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [1, 0]
@@ -89,16 +89,27 @@ def test_collator_pads_to_the_longest_row():
 
 def test_collator_of_empty_texts():
     batch = PaddingCollator(9)([{"input_ids": np.array([], dtype=np.int32)}])
-    assert batch["input_ids"].tolist() == [[9]]
-    assert batch["attention_mask"].tolist() == [[0]]
+    assert batch["input_ids"].tolist() == [[9] * 8]
+    assert batch["attention_mask"].tolist() == [[0] * 8]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "longest", "width"), [(8, None, 8), (9, None, 16), (9, 10, 10), (9, 9, 9), (9, 5, 9)]
+)
+def test_lengths_are_rounded_up_but_not_beyond_the_longest(tokens, longest, width):
+    batch = PaddingCollator(0, longest)([{"input_ids": np.ones(tokens, dtype=np.int32)}])
+    assert batch["input_ids"].shape == (1, width)
+    assert batch["attention_mask"].sum() == tokens
 
 
 def test_pairs_are_padded_on_their_own():
     data = encode(Examples(np.array([0, 1]), texts=["a", "b"], pairs=["long one", "c"]), BYTES, 6)
     assert data.lengths.tolist() == [6, 1]
     batch = PaddingCollator(0)([data[0], data[1]])
-    assert batch["input_ids"].shape == (2, 1)
-    assert batch["input_ids_pair"].shape == batch["attention_mask_pair"].shape == (2, 6)
+    assert batch["input_ids"].shape == (2, 8)
+    assert batch["input_ids_pair"].shape == batch["attention_mask_pair"].shape == (2, 8)
+    assert batch["attention_mask"].sum(1).tolist() == [1, 1]
+    assert batch["attention_mask_pair"].sum(1).tolist() == [6, 1]
 
 
 # Streaming

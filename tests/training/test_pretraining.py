@@ -8,7 +8,7 @@ from test_trainer import interrupted_train, reproducible
 
 from diffmix.errors import RequestError
 from diffmix.tasks.encoding import EncodedDataset
-from diffmix.training import trainer
+from diffmix.training import phases, trainer
 from diffmix.training.pretraining import IGNORED, MaskingCollator, in_blocks
 from diffmix.training.recipe import load_recipe
 from small_runs import SMALL
@@ -50,7 +50,7 @@ def test_masking_hides_about_the_share_asked_for_and_never_padding():
 
 def test_a_short_row_still_asks_for_a_token():
     batch = collator(probability=0.001)([{"input_ids": np.array([7])}])
-    assert batch["labels"].tolist() == [[7]]
+    assert batch["labels"].tolist() == [[7] + [-100] * 7]
 
 
 def test_a_fixed_seed_masks_alike():
@@ -102,14 +102,14 @@ def test_init_from_another_run(names_csv, tmp_path):
 
 def test_a_tokenizer_without_a_mask_token_is_refused(names_csv, tmp_path, monkeypatch):
     recipe = load_recipe("text_file", [*SMALL, *PRETRAINING])
-    original = trainer.load_tokenizer
+    original = phases.load_tokenizer
 
     def without(folder):
         tokenizer = original(folder)
         tokenizer.mask_token = None
         return tokenizer
 
-    monkeypatch.setattr(trainer, "load_tokenizer", without)
+    monkeypatch.setattr(phases, "load_tokenizer", without)
     with pytest.raises(RequestError, match="mask token"):
         train(recipe, names_csv, tmp_path / "run")
     assert not (tmp_path / "run").exists()

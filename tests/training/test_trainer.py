@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffmix.errors import RequestError, RunError
-from diffmix.training import callbacks, trainer
+from diffmix.training import callbacks, losses, phases, trainer
 from diffmix.training.checkpoints import find_checkpoints
 from diffmix.training.prediction import load_classifier
 from diffmix.training.recipe import load_recipe
@@ -218,14 +218,14 @@ def test_resuming_a_finished_run_changes_nothing(finished, names_csv):
 
 
 def test_a_loss_that_is_not_finite_names_step_and_mend(names_csv, tmp_path, monkeypatch):
-    original = trainer.classification_loss
+    original = phases.classification_loss
     calls = []
 
     def explode(*args):
         calls.append(0)
         return original(*args) * (float("nan") if len(calls) > 5 else 1)
 
-    monkeypatch.setattr(trainer, "classification_loss", explode)
+    monkeypatch.setattr(phases, "classification_loss", explode)
     with pytest.raises(RunError, match=r"the loss is nan at step 6.*lower learning_rate"):
         train(small("micro_batch_size=32"), names_csv, tmp_path / "run")
 
@@ -279,7 +279,7 @@ def test_the_average_of_the_weights_is_what_is_kept(names_csv, tmp_path):
 
 def test_class_weights_average_to_one_over_the_rows():
     counts = np.array([10, 30, 0, 60])
-    weights = trainer.class_weights(counts).numpy()
+    weights = losses.class_weights(counts).numpy()
     assert (counts * weights).sum() / counts.sum() == pytest.approx(1)
     assert weights[0] / weights[3] == pytest.approx(6)
 

@@ -149,11 +149,12 @@ def measure_operators(
                 function(hidden, weight, OFFSETS).backward(upstream)
 
             for name, work in (("forward", forward), ("both", both)):
-                measured[f"{name}/{dtype}/{width}"] = _median_seconds(work, steps, device)
+                measured[f"{name}/{dtype}/{width}"] = median_seconds(work, steps, device)
     return {**measured, "peak_memory_bytes": peak_memory(device, baseline)}
 
 
-def _median_seconds(work: Callable[[], None], steps: int, device: str) -> float:
+def median_seconds(work: Callable[[], None], steps: int, device: str) -> float:
+    """The median time of `work` over `steps` calls, after 3 more."""
     seconds = []
     for _ in range(3 + steps):
         if device == "cuda":

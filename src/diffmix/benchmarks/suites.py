@@ -97,7 +97,7 @@ def run_benchmark(
 
 
 def distilbert(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
-    """A training step of a recipe's own model against DistilBERT's shape: 32 rows of 512 tokens, the same AdamW.
+    """A training step of a recipe's own model, and of the paper's, against DistilBERT's shape: 32 x 512 tokens, same AdamW.
 
     DistilBERT is measured as its configuration has it, and once more without dropout on attention weights: on CPUs the fused
     attention has no dropout, so that the default materialises N×N weights, which is not the architecture's fault.
@@ -106,6 +106,7 @@ def distilbert(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     published = _distilbert_config(shape["tokens"])
     sides = {
         "ours": _step(options, model_of(_recipe(options), shape["tokens"]), **shape),
+        "paper": _step(options, model_of(load_recipe("ag_news_paper"), shape["tokens"]), **shape),
         "distilbert": _step(options, {"type": "distilbert", "config": published}, **shape),
         "distilbert_fused": _step(
             options, {"type": "distilbert", "config": {**published, "attention_dropout": 0.0}}, **shape
@@ -116,10 +117,13 @@ def distilbert(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
         "settings": {**shape, "models": {name: side["model"] for name, side in sides.items()}},
         "sides": medians(runs),
         "ratios": {
-            "less_memory": ratio(runs["distilbert"], runs["ours"], "peak_memory_bytes"),
-            "more_tokens_per_second": ratio(runs["ours"], runs["distilbert"], "tokens_per_second"),
-            "less_memory_fused": ratio(runs["distilbert_fused"], runs["ours"], "peak_memory_bytes"),
-            "more_tokens_per_second_fused": ratio(runs["ours"], runs["distilbert_fused"], "tokens_per_second"),
+            name: {
+                "less_memory": ratio(runs["distilbert"], runs[name], "peak_memory_bytes"),
+                "more_tokens_per_second": ratio(runs[name], runs["distilbert"], "tokens_per_second"),
+                "less_memory_fused": ratio(runs["distilbert_fused"], runs[name], "peak_memory_bytes"),
+                "more_tokens_per_second_fused": ratio(runs[name], runs["distilbert_fused"], "tokens_per_second"),
+            }
+            for name in ("ours", "paper")
         },
     }
 
@@ -243,6 +247,23 @@ def operators(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     }
 
 
+def parts(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
+    """The parts of a step beside its products, as one writes them at first and as the library has them."""
+    from diffmix.benchmarks.parts import SIDES
+
+    shape = {"batch": options.batch or 32, "tokens": options.tokens or 512, "width": 128}
+    common = {"kind": "parts", **shape, "dtypes": [options.dtype], "device": options.device, "steps": options.steps}
+    runs = alternate(
+        {side: {**common, "side": side} for side in SIDES}, options.repetitions, notice=notice, worker=worker
+    )
+    keys = [key for key in runs["ours"][0] if "/" in key]
+    return {
+        "settings": shape,
+        "sides": medians(runs),
+        "ratios": {key: ratio(runs["plain"], runs["ours"], key) for key in keys},
+    }
+
+
 def paper_memory(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     """Peak memory of the paper's model at 16 rows of 4,096 tokens: training, with checkpointing, inference."""
     shape = {"batch": options.batch or 16, "tokens": options.tokens or 4096}
@@ -259,13 +280,14 @@ def paper_memory(options: Options, notice: Notice, worker: Any) -> dict[str, Any
 
 
 BENCHMARKS: dict[str, Callable[[Options, Notice, Any], dict[str, Any]]] = {
-    function.__name__: function for function in (distilbert, obvious, scaling, operators, paper_memory)
+    function.__name__: function for function in (distilbert, obvious, scaling, operators, parts, paper_memory)
 }
 DEFAULT_RECIPE = {
     "distilbert": "ag_news",
     "obvious": "imdb",
     "scaling": "ag_news",
     "operators": None,
+    "parts": None,
     "paper_memory": "imdb_paper",
 }
 

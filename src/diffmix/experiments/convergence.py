@@ -117,7 +117,7 @@ def _trace(classifier: Any, examples: Any, labels: np.ndarray, steps: int) -> tu
     trained = config.num_hidden_layers, config.neighbor_tolerance
     config.num_hidden_layers, config.neighbor_tolerance = steps, None
     dataset = encode(examples, classifier.tokenizer, classifier.max_length)
-    collate = PaddingCollator(config.pad_token_id or 0)
+    collate = PaddingCollator(config.pad_token_id or 0, classifier.max_length)
     changes, right = np.empty((steps, len(labels))), np.empty((steps, len(labels)), dtype=bool)
     try:
         for rows in batches_by_tokens(dataset.lengths, BATCH * classifier.max_length):

@@ -19,6 +19,10 @@ from diffmix.models.mixers import NeighborMixer
 from diffmix.models.perturbation import Dropout, add_noise
 from diffmix.ops.alignment import align, aligned_positions, unalign
 
+SHAPE_MULTIPLE = (
+    256  # of counts that vary from batch to batch: oneDNN prepares each product anew for a shape it has not seen
+)
+
 
 @dataclass
 class DiffmixModelOutput(BaseModelOutput):
@@ -379,31 +383,44 @@ class DiffmixForMaskedLM(DiffmixPreTrainedModel):
         """`labels` [B, N], -100 where nothing is asked → logits [B, N, V].
 
         In training, with labels, only the asked positions are scored, [asked, V]; a vocabulary is wide. With
-        `config.sampled_softmax` = s > 0 they are scored against the batch's own targets and s random tokens only, [asked, ≤
-        targets + s]: a cheaper loss with another scale. Evaluation always scores the whole vocabulary.
+        `config.sampled_softmax` = s > 0 they are scored against the batch's own targets and s random tokens only: a cheaper
+        loss with another scale, and no logits are returned. Evaluation always scores the whole vocabulary.
         """
         hidden = self.model(input_ids, attention_mask, inputs_embeds).last_hidden_state
-        candidates = None
+        sampled = False
         if labels is not None and self.training:
-            asked = labels != -100
-            hidden, labels = hidden[asked], labels[asked]
-            if self.config.sampled_softmax:
-                candidates, labels = self._candidates(labels)
+            hidden, labels = self._asked(hidden, labels)
+            sampled = self.config.sampled_softmax > 0
         features = self.transform_norm(F.gelu(self.transform(hidden))) * self.config.hidden_size**-0.5
-        if candidates is None:
-            logits = self.decoder(features)
+        if sampled:
+            assert labels is not None
+            candidates, labels = self._candidates(labels)
+            weight = F.embedding(candidates, self.decoder.weight)
+            logits = F.linear(features, weight, self.decoder.bias.index_select(0, candidates))
         else:
-            logits = F.linear(features, self.decoder.weight[candidates], self.decoder.bias[candidates])
+            logits = self.decoder(features)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
-        output = MaskedLMOutput(loss=loss, logits=logits)
+        output = MaskedLMOutput(loss=loss, logits=None if sampled else logits)  # pyright: ignore[reportArgumentType]
         return output if return_dict is not False else output.to_tuple()
 
-    def _candidates(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens to choose among, ascending, and where the targets stand among them."""
-        vocab_size = self.config.vocab_size
-        chosen = torch.zeros(vocab_size, dtype=torch.bool, device=targets.device)
-        chosen[torch.randint(vocab_size, (self.config.sampled_softmax,), device=targets.device)] = True
-        chosen[targets] = True
-        return chosen.nonzero().squeeze(1), (chosen.cumsum(0) - 1)[targets]
+    def _asked(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The states [k, D] and labels [k] of the asked positions, k a multiple of SHAPE_MULTIPLE: -100 fills it up."""
+        asked = (labels.flatten() != -100).nonzero().squeeze(1)  # by number: a mask as index is slow backward on CPUs
+        spare = -len(asked) % SHAPE_MULTIPLE
+        states = hidden.flatten(0, 1).index_select(0, F.pad(asked, (0, spare)))
+        return states, F.pad(labels.flatten().index_select(0, asked), (0, spare), value=-100)
+
+    def _candidates(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens to choose among, and where the labels stand among them; their number varies in coarse steps."""
+        vocab_size, asked = self.config.vocab_size, labels != -100
+        chosen = torch.zeros(vocab_size, dtype=torch.bool, device=labels.device)
+        chosen[labels[asked]] = True
+        targets = chosen.nonzero().squeeze(1)
+        others = (~chosen).nonzero().squeeze(1)
+        wanted = self.config.sampled_softmax + -(self.config.sampled_softmax + len(targets)) % SHAPE_MULTIPLE
+        others = others[torch.randperm(len(others), device=labels.device)[:wanted]]
+        place = torch.zeros(vocab_size, dtype=labels.dtype, device=labels.device)
+        place[targets] = torch.arange(len(targets), dtype=labels.dtype, device=labels.device)
+        return torch.cat([targets, others]), torch.where(asked, place[labels.clamp(min=0)], labels)

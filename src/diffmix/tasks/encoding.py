@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from diffmix.tasks.examples import Examples, StreamedExamples
 
 _BATCH = 1024  # texts encoded at a time
+LENGTH_MULTIPLE = 8  # of padded lengths
 
 
 class EncodedDataset(Dataset):
@@ -119,14 +120,20 @@ def _flat(texts: Sequence[str], encoder: Encoder) -> tuple[np.ndarray, np.ndarra
 
 
 class PaddingCollator:
-    """Rows to a batch, padded on the right to the longest of them.
+    """Rows to a batch, padded on the right to the longest of them, rounded up to a multiple of 8 (not beyond `longest`).
+
+    Few different shapes: oneDNN prepares each product anew for a shape that it has not seen, and keeps what it prepared.
 
     {"input_ids": int64 [B, N], "attention_mask": int64 [B, N], "labels": int64 [B] where the rows have labels}; pair tasks
-    also "input_ids_pair" and "attention_mask_pair", padded on their own. A batch of empty texts has N = 1.
+    also "input_ids_pair" and "attention_mask_pair", padded on their own.
     """
 
-    def __init__(self, pad_token_id: int):
-        self.pad_token_id = pad_token_id
+    def __init__(self, pad_token_id: int, longest: int | None = None):
+        self.pad_token_id, self.longest = pad_token_id, longest
+
+    def _width(self, tokens: int) -> int:
+        rounded = -(-max(1, tokens) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        return rounded if self.longest is None else max(1, tokens, min(rounded, self.longest))
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Pad `rows`, items of an EncodedDataset or StreamedDataset."""
@@ -141,7 +148,7 @@ class PaddingCollator:
 
     def _pad(self, rows: Sequence[Sequence[int] | np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         lengths = np.array([len(row) for row in rows])
-        mask = np.arange(max(1, lengths.max())) < lengths[:, None]
+        mask = np.arange(self._width(int(lengths.max()))) < lengths[:, None]
         ids = np.full(mask.shape, self.pad_token_id, dtype=np.int64)
         ids[mask] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
         return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))

@@ -24,8 +24,7 @@ from diffmix.tasks import TaskData
 from diffmix.tasks.examples import Examples
 from diffmix.training.hardware import environment, peak_memory, reset_peak_memory
 from diffmix.training.recipe import Recipe
-from diffmix.training.run_folder import write_json
-from diffmix.training.trainer import finish_metrics, write_run_files
+from diffmix.training.run_folder import finish_metrics, write_json, write_run_files
 
 
 def _vectorizer(ngrams: int, min_count: int, vocabulary: dict[str, int] | None = None) -> TfidfVectorizer:

@@ -93,7 +93,7 @@ class Classifier:
             reads, got = ("pairs of texts", "single texts") if self.reads_pairs else ("single texts", "pairs of texts")
             raise RequestError(f"this model reads {reads} but was given {got}: give the task that it was trained on")
         dataset = encode(examples, self.tokenizer, self.max_length)
-        collate = PaddingCollator(self.model.config.pad_token_id or 0)
+        collate = PaddingCollator(self.model.config.pad_token_id or 0, self.max_length)
         return predict_probabilities(self.model, dataset, collate, dtype=self.dtype)
 
 

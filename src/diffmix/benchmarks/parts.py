@@ -1,0 +1,78 @@
+"""The parts of a training step beside its products, each as one writes it at first and as the library has it.
+
+B batch, N tokens, D channels. Each part maps hidden [B, N, D] and a mask [B, N] to a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from diffmix.benchmarks.operators import DTYPES, median_seconds
+from diffmix.models import DiffmixConfig
+from diffmix.models.mixers import NeighborMixer
+from diffmix.models.perturbation import Dropout, add_noise
+from diffmix.training.hardware import peak_memory
+
+Part = Callable[[Tensor, Tensor], Tensor]
+SIDES = ("plain", "ours")
+
+
+def build_parts(width: int, dtype: torch.dtype) -> dict[str, dict[str, Part]]:
+    """part → side → function."""
+    mixer = NeighborMixer(DiffmixConfig(hidden_size=width, neighbor_offsets=[-1, 0, 1])).to(dtype)
+    nn.init.normal_(mixer.weight, std=(3 * width) ** -0.5)
+    layer = nn.Linear(width, width).to(dtype)
+    plain_dropout, dropout = nn.Dropout(0.3), Dropout(0.3)
+    return {
+        "dropout": {
+            "plain": lambda hidden, mask: plain_dropout(hidden),
+            "ours": lambda hidden, mask: dropout(hidden),
+        },
+        "noise": {
+            "plain": lambda hidden, mask: hidden + 0.1 * torch.randn_like(hidden),
+            "ours": lambda hidden, mask: add_noise(hidden, 0.1),
+        },
+        "padding set to 0": {
+            "plain": lambda hidden, mask: hidden.masked_fill(~mask.unsqueeze(-1), 0.0),
+            "ours": lambda hidden, mask: hidden * mask.unsqueeze(-1).to(hidden.dtype),
+        },
+        "max over tokens": {
+            "plain": lambda hidden, mask: hidden.amax(dim=1),
+            "ours": lambda hidden, mask: hidden.max(dim=1).values,
+        },
+        "mixture and first layer": {
+            "plain": lambda hidden, mask: layer(mixer(hidden)),
+            "ours": lambda hidden, mask: mixer(hidden, then=layer),
+        },
+    }
+
+
+def measure_parts(
+    *,
+    side: str,
+    dtypes: list[str],
+    batch: int,
+    tokens: int,
+    width: int,
+    device: str,
+    steps: int,
+    baseline: int,
+) -> dict[str, float]:
+    """Seconds of each part, forward with backward (medians over `steps`): `PART/DTYPE`, and peak_memory_bytes."""
+    measured: dict[str, float] = {}
+    mask = torch.arange(tokens, device=device) < torch.linspace(1, tokens, batch, device=device)[:, None]
+    for dtype in dtypes:
+        torch.manual_seed(0)
+        hidden = torch.randn(batch, tokens, width, device=device, dtype=DTYPES[dtype], requires_grad=True)
+        for name, sides in build_parts(width, DTYPES[dtype]).items():
+
+            def both(part: Part = sides[side], hidden: Tensor = hidden) -> None:
+                hidden.grad = None
+                result = part(hidden, mask)
+                result.backward(torch.ones_like(result))
+
+            measured[f"{name}/{dtype}"] = median_seconds(both, steps, device)
+    return {**measured, "peak_memory_bytes": peak_memory(device, baseline)}

@@ -1,0 +1,245 @@
+"""The two phases of a run, each with its data, objective and validation: denoising pre-training and classification."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from transformers import AutoModelForMaskedLM, set_seed
+
+import diffmix.models as models
+from diffmix.errors import RequestError
+from diffmix.evaluation import classification_metrics
+from diffmix.tasks import TaskData
+from diffmix.tasks.encoding import PaddingCollator, StreamedDataset, encode, encode_texts
+from diffmix.tasks.examples import Examples, StreamedExamples
+from diffmix.tasks.subword_dropout import SubwordDropout
+from diffmix.tasks.tokenizers import build_tokenizer
+from diffmix.training.batching import RowSubset, batches_by_tokens
+from diffmix.training.building import build_classifier, load_tokenizer, model_config, start_embeddings
+from diffmix.training.distributed import is_first_process, on_first_process
+from diffmix.training.embeddings import ppmi_embeddings
+from diffmix.training.fitting import Fitter, Notice
+from diffmix.training.losses import class_weights, classification_loss
+from diffmix.training.prediction import BATCH_TOKENS, autocast, predict_probabilities, quiet_transformers
+from diffmix.training.pretraining import IGNORED, MaskingCollator, in_blocks, masked_metrics
+from diffmix.training.recipe import Recipe
+from diffmix.training.run_folder import finish_metrics, write_json, write_run_files
+
+UNLABELLED_VALIDATION = 256  # texts at most that pre-training holds out, never more than a tenth
+VALIDATION_SEED = 0  # of the cut of validation: runs of different seeds share it
+
+
+class Run:
+    """One run in one folder: shared steps of classification and pre-training."""
+
+    def __init__(self, recipe: Recipe, folder: Path, device: str, dtype: str, baseline: int, notice: Notice):
+        self.recipe, self.folder, self.device, self.dtype = recipe, folder, device, dtype
+        self.notice = notice if is_first_process() else lambda _: None
+        self.fitter = Fitter(recipe, folder, device, dtype, baseline, self.notice)
+        self.processes, self.rank = self.fitter.processes, self.fitter.rank
+        self._vectors: np.ndarray | None = None
+        quiet_transformers()
+
+    def classification(self, task: TaskData, start: Path | None) -> dict[str, Any]:
+        """Train a classifier, from the backbone in `start` if given; test it once; fill the folder. Its metrics."""
+        recipe = self.recipe
+        tokenizer = self._tokenizer(task, start)
+        pad = 0 if tokenizer is None else tokenizer.pad_token_id
+        collate = PaddingCollator(pad, recipe.max_length)
+        validation = encode(task.validation, tokenizer, recipe.max_length)
+        train_rows = self._train_rows(task, tokenizer)
+        labels = len(task.label_names)
+        weights = class_weights(task.train.label_counts(labels)) if recipe.class_balance == "loss" else None
+
+        def build() -> Any:
+            model = build_classifier(recipe, task, tokenizer, start)
+            if start is None and tokenizer is not None:
+                self._start_embeddings(model, lambda: self._plain_rows(task, tokenizer))
+            return model
+
+        def loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            outputs = model(**{name: value for name, value in batch.items() if name != "labels"})
+            return classification_loss(outputs.logits, batch["labels"], weights, recipe.label_smoothing).mean()
+
+        def validate(model: Any) -> dict[str, float]:
+            probabilities = self._probabilities(model, validation, collate)
+            metrics = classification_metrics(probabilities, task.validation.labels, bootstrap=0)
+            return {key: metrics[key] for key in ("accuracy", "nll", "macro_f1", "ece")}
+
+        def objective(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+            targets = inputs.pop("labels")
+            logits = model(**inputs).logits
+            summed = classification_loss(logits, targets, weights, recipe.label_smoothing).sum()
+            return summed, (logits.detach().argmax(dim=-1) == targets).sum()
+
+        fitted = self.fitter.fit(build, train_rows, collate, loss, objective, validate, recipe.best_metric)
+        model = fitted.model
+        metrics = {f"validation/{key}": value for key, value in validate(model).items()}
+        metrics |= fitted.costs(recipe, len(train_rows))
+        if start is not None and (start / "metrics.json").is_file():
+            before = json.loads((start / "metrics.json").read_text(encoding="utf-8"))
+            metrics |= {f"pretraining/{key}": value for key, value in before.items() if key.startswith("train/")}
+        if is_first_process():
+            model.save_pretrained(self.folder)
+        test = task.load_test()
+        if test is None:
+            self.notice(f"{task.name} has no labelled test rows: no test metrics")
+        else:
+            rows = encode(test, tokenizer, recipe.max_length)
+            started = time.perf_counter()
+            probabilities = self._probabilities(model, rows, collate)
+            metrics["test/seconds"] = time.perf_counter() - started
+        if is_first_process():
+            if test is not None:
+                metrics = finish_metrics(self.folder, probabilities, test.labels, task) | metrics
+            write_run_files(self.folder, recipe, task, metrics, pairs=task.validation.pairs is not None)
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        PartialState().wait_for_everyone()
+        return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+
+    def pretraining(self, task: TaskData) -> None:
+        """Train a backbone to restore hidden tokens of the task's texts, with or without labels; fill the folder."""
+        recipe = self.recipe
+        if isinstance(task.train, StreamedExamples) and task.load_unlabelled is None:
+            raise RequestError(
+                "pretraining needs texts in memory but train is streamed: set stream=false or pretraining=null"
+            )
+        texts: Sequence[str] | None
+        texts = task.load_unlabelled() if task.load_unlabelled is not None else task.train.texts  # pyright: ignore[reportAttributeAccessIssue]
+        if texts is None:
+            raise RequestError(f"pretraining needs texts and task {task.name} has none: set pretraining=null")
+        tokenizer = self._tokenizer(task, None)
+        if tokenizer is None or tokenizer.mask_token_id is None:
+            raise RequestError(
+                f"pretraining needs a mask token and tokenizer {recipe.tokenizer} has none: choose another"
+            )
+        held = min(UNLABELLED_VALIDATION, max(1, len(texts) // 10))
+        order = np.random.default_rng(VALIDATION_SEED).permutation(len(texts))
+        encoded = encode_texts(texts, tokenizer, 10**9)
+        train_rows = in_blocks(RowSubset(encoded, np.sort(order[held:])).flat(), recipe.max_length)
+        validation = in_blocks(RowSubset(encoded, np.sort(order[:held])).flat(), recipe.max_length)
+        collator = functools.partial(
+            MaskingCollator,
+            pad_token_id=tokenizer.pad_token_id,
+            mask_token_id=tokenizer.mask_token_id,
+            vocab_size=len(tokenizer),
+            special_ids=[index for index in tokenizer.all_special_ids if index != tokenizer.unk_token_id],
+            probability=recipe.mask_probability,
+        )
+        # The scores of all tokens over the vocabulary must fit: about 256 MB of them.
+        batches = batches_by_tokens(validation.lengths, max(1, min(BATCH_TOKENS, 2**26 // len(tokenizer))))
+
+        def loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            return model(**batch).loss
+
+        def objective(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+            asked: torch.Tensor = (inputs["labels"] != IGNORED).sum()
+            summed = model(**inputs).loss * asked
+            return torch.nan_to_num(summed) if asked == 0 else summed, torch.zeros_like(asked)
+
+        def validate(model: Any) -> dict[str, float]:
+            model.eval()
+            context = functools.partial(autocast, self.device, self.dtype)
+            share = batches[self.rank :: self.processes]
+            parts = gather_object([masked_metrics(model, validation, collator(seed=0), share, context)])
+            total, asked, right = (sum(column) for column in zip(*parts, strict=True))
+            return {"nll": total / max(asked, 1), "accuracy": right / max(asked, 1)}
+
+        def build() -> Any:
+            set_seed(recipe.seed)
+            config = model_config(recipe, tokenizer, len(tokenizer), {})
+            kind: Any = models.DiffmixForMaskedLM if recipe.model == "diffmix" else AutoModelForMaskedLM.from_config
+            model = kind(config)
+            self._start_embeddings(model, lambda: train_rows)
+            return model
+
+        fitted = self.fitter.fit(build, train_rows, collator(), loss, objective, validate, "nll")
+        model = fitted.model
+        metrics = {f"validation/{key}": value for key, value in validate(model).items()}
+        metrics |= fitted.costs(recipe, len(train_rows))
+        if is_first_process():
+            model.save_pretrained(self.folder)
+            write_json(self.folder / "metrics.json", {**metrics, "task": task.name, "recipe": recipe.name})
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        PartialState().wait_for_everyone()
+
+    def _tokenizer(self, task: TaskData, start: Path | None) -> Any:
+        """The run's tokenizer, as its folder holds it, so that a resumed run reads the very same one; None for pixels."""
+        if task.vocab_size is not None:
+            return None
+
+        def build() -> None:
+            if (self.folder / "tokenizer_config.json").is_file():
+                return
+            if start is not None:
+                tokenizer = load_tokenizer(start)
+                tokenizer.model_max_length = self.recipe.max_length
+            else:
+                texts = task.train.tokenizer_texts()
+                tokenizer = build_tokenizer(self.recipe.tokenizer, texts, max_length=self.recipe.max_length)
+            part = self.folder / "tokenizer.part"
+            shutil.rmtree(part, ignore_errors=True)
+            tokenizer.save_pretrained(part)
+            # tokenizer_config.json comes last: it says that the others are there.
+            for file in sorted(part.iterdir(), key=lambda path: path.name == "tokenizer_config.json"):
+                file.replace(self.folder / file.name)
+            part.rmdir()
+
+        on_first_process(build)
+        return load_tokenizer(self.folder)
+
+    def _train_rows(self, task: TaskData, tokenizer: Any) -> Any:
+        recipe = self.recipe
+        if recipe.subword_dropout > 0:
+            if not isinstance(task.train, Examples) or task.train.texts is None or task.train.pairs is not None:
+                raise RequestError("subword_dropout takes single texts held in memory: set subword_dropout=0")
+            try:
+                return SubwordDropout(
+                    task.train.texts,
+                    task.train.labels,
+                    tokenizer,
+                    max_length=recipe.max_length,
+                    probability=recipe.subword_dropout,
+                    seed=recipe.seed,
+                )
+            except ValueError as error:
+                raise RequestError(f"subword_dropout: {error}") from None
+        if isinstance(task.train, Examples):
+            return encode(task.train, tokenizer, recipe.max_length)
+        return StreamedDataset(task.train, tokenizer, recipe.max_length, batch_size=recipe.batch_size, seed=recipe.seed)
+
+    def _plain_rows(self, task: TaskData, tokenizer: Any) -> Any:
+        """What the task has of texts, with or without labels, encoded without dropout."""
+        unlabelled = task.load_unlabelled() if task.load_unlabelled is not None else None
+        return encode_texts(unlabelled or task.train.tokenizer_texts(), tokenizer, 10**9)
+
+    def _start_embeddings(self, model: Any, texts: Callable[[], Any]) -> None:
+        if self.recipe.embedding_init != "ppmi" or self.fitter.last_checkpoint() is not None:
+            return
+        if self._vectors is None:
+            self.notice("embeddings: from which tokens stand together in the task's texts")
+            self._vectors = ppmi_embeddings(texts(), *model.get_input_embeddings().weight.shape)
+        start_embeddings(model, self._vectors)
+
+    def _probabilities(self, model: Any, rows: Any, collate: Any) -> np.ndarray:
+        """`predict_probabilities`, each process taking every k-th row."""
+        if self.processes == 1:
+            return predict_probabilities(model, rows, collate, dtype=self.dtype)
+        own = np.arange(self.rank, len(rows), self.processes)
+        part = predict_probabilities(model, RowSubset(rows, own), collate, dtype=self.dtype)
+        parts = gather_object([(own, part)])
+        result = np.empty((len(rows), max(part.shape[1] for _, part in parts)))
+        for indices, part in parts:
+            if len(indices):
+                result[indices] = part
+        return result
