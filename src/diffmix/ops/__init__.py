@@ -1,5 +1,6 @@
 """The operators, as fast as we know to make them; each is defined in `diffmix.ops.reference`."""
 
+from diffmix.ops.heat_kernel_attention import heat_kernel_attention, locality_radius
 from diffmix.ops.neighbor_diffusion import neighbor_diffusion
 
-__all__ = ["neighbor_diffusion"]
+__all__ = ["heat_kernel_attention", "locality_radius", "neighbor_diffusion"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 BOUNDARIES = ("zero", "wrap")
+HEAT_FORMS = ("dot", "squared", "normalized")
 
 
 def check_neighbor_diffusion(
@@ -46,3 +48,70 @@ def check_padding_mask(padding_mask: Tensor, batch: int, tokens: int) -> None:
         raise ValueError(f"padding_mask has shape {tuple(padding_mask.shape)}; give [{batch}, {tokens}]")
     if padding_mask.dtype is not torch.bool:
         raise ValueError(f"padding_mask has dtype {padding_mask.dtype}; give bool, True at real tokens: mask.bool()")
+
+
+def check_heat_kernel_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    time: float | Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    form: str,
+    locality: float,
+    enable_gqa: bool,
+) -> None:
+    """Raise a ValueError that names the argument, its value and the mend."""
+    for name, states in (("query", query), ("key", key), ("value", value)):
+        if states.ndim != 4:
+            raise ValueError(f"{name} has shape {tuple(states.shape)}; give [batch, heads, tokens, channels]")
+        if not states.is_floating_point():
+            raise ValueError(f"{name} has dtype {states.dtype}; give a floating dtype, such as {name}.float()")
+        if states.shape[0] != query.shape[0] or states.shape[-1] != query.shape[-1]:
+            raise ValueError(
+                f"{name} has shape {tuple(states.shape)} but query {tuple(query.shape)}; give the same batch and channels"
+            )
+    if key.shape != value.shape:
+        raise ValueError(
+            f"key has shape {tuple(key.shape)} but value {tuple(value.shape)}; give one value for each key"
+        )
+    heads, key_heads = query.shape[1], key.shape[1]
+    if key_heads != heads and not (enable_gqa and key_heads and heads % key_heads == 0):
+        mend = "give as many, or a divisor of them with enable_gqa=True"
+        raise ValueError(f"key has {key_heads} heads for {heads} of query; {mend}")
+    if form not in HEAT_FORMS:
+        raise ValueError(f"form is {form!r}; give one of {', '.join(map(repr, HEAT_FORMS))}")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p is {dropout_p}; give a probability from 0 to below 1")
+    if not 0 <= locality < math.inf:
+        raise ValueError(f"locality is {locality}; give a finite number, 0 or more")
+    check_time(time, (*query.shape[:3], 1))
+    if attn_mask is not None:
+        if attn_mask.dtype is not torch.bool and not attn_mask.is_floating_point():
+            raise ValueError(
+                f"attn_mask has dtype {attn_mask.dtype}; give bool, True where a query hears, or a floating one"
+            )
+        _check_broadcast("attn_mask", attn_mask, (*query.shape[:3], key.shape[2]))
+
+
+def check_time(time: float | Tensor, shape: tuple[int, ...]) -> None:
+    """`time` is finite and > 0, a number or a tensor broadcastable to `shape`."""
+    if not isinstance(time, Tensor):
+        if not 0 < time < math.inf:
+            raise ValueError(f"time is {time}; give a finite number above 0")
+        return
+    if not time.is_floating_point():
+        raise ValueError(f"time has dtype {time.dtype}; give a floating dtype")
+    _check_broadcast("time", time, shape)
+    if time.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere the look would wait for all work
+        wrong = time.detach()[~(time.detach().isfinite() & (time.detach() > 0))]
+        if wrong.numel():
+            raise ValueError(f"time holds {wrong.flatten()[0].item()}; give finite values above 0")
+
+
+def _check_broadcast(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
+    fits = values.ndim <= len(shape) and all(
+        size in (1, wanted) for size, wanted in zip(values.shape[::-1], shape[::-1], strict=False)
+    )
+    if not fits:
+        raise ValueError(f"{name} has shape {tuple(values.shape)}; give one that broadcasts to {list(shape)}")

@@ -1,16 +1,18 @@
 """The definitions: plain, slow, exact in fp64. Every fast path in `diffmix.ops` is tested against these.
 
-B batch, N tokens, D channels, O offsets, H heads.
+B batch, N tokens (N_q queries, N_k keys), D channels, O offsets, H heads.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from diffmix.ops.checks import check_neighbor_diffusion
+from diffmix.ops.checks import check_heat_kernel_attention, check_neighbor_diffusion
 
 
 def neighbor_diffusion(
@@ -42,3 +44,44 @@ def neighbor_diffusion(
         index = torch.arange(hidden.shape[1], device=hidden.device)[real]
         rows.append(out.index_put((index,), total.flatten(1)))
     return torch.stack(rows) if rows else hidden.new_zeros(0, hidden.shape[1], heads.shape[1] * heads.shape[2])
+
+
+def heat_kernel_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    time: float | Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    dropout_p: float = 0.0,
+    form: str = "dot",
+    locality: float = 0.0,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """softmax(score) V with all N_q × N_k scores. See `diffmix.ops.heat_kernel_attention` for the arguments."""
+    check_heat_kernel_attention(query, key, value, time, attn_mask, dropout_p, form, locality, enable_gqa)
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    if form == "normalized":
+        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+    if form == "dot":
+        score = query @ key.transpose(-1, -2) / (2 * time)
+    else:
+        score = -(query.unsqueeze(-2) - key.unsqueeze(-3)).square().sum(-1) / (4 * time)
+    queries, keys = score.shape[-2:]
+    position = torch.arange(queries, device=query.device) + keys - queries
+    distance = position[:, None] - torch.arange(keys, device=query.device)
+    score = score - locality * distance.to(score.dtype) ** 2 / (4 * time)
+    heard = torch.ones_like(score, dtype=torch.bool)
+    if is_causal:
+        heard = heard & (distance >= 0)
+    if attn_mask is not None:
+        if attn_mask.dtype is torch.bool:
+            heard = heard & attn_mask
+        else:
+            heard = heard & (attn_mask > -math.inf)
+            score = score + attn_mask.masked_fill(attn_mask == -math.inf, 0.0)
+    score = score.masked_fill(~heard, torch.finfo(score.dtype).min)
+    weights = score.softmax(dim=-1).masked_fill(~heard, 0.0)
+    return F.dropout(weights, dropout_p) @ value
