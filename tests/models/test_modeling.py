@@ -17,6 +17,7 @@ from diffmix import (
     DiffmixModel,
 )
 from diffmix.models.mixers import NeighborMixer
+from diffmix.models.modeling import AttentionPooling
 
 VARIANTS = {
     "paper": {"neighbor_shared_steps": True, "neighbor_boundary": "wrap"},
@@ -27,6 +28,8 @@ VARIANTS = {
     "batch_norm": {"norm": "batch", "norm_placement": "pre"},
     "learned_positions": {"position_embedding": "learned"},
     "converging": {"neighbor_shared_steps": True, "neighbor_tolerance": 0.05, "neighbor_alpha": 0.7},
+    "narrow_wrap": {"intermediate_size": 16, "neighbor_boundary": "wrap", "neighbor_shared_steps": True},
+    "narrow": {"intermediate_size": 8},
     "softmax": {"mixer": "softmax"},
     "softmax_learned": {"mixer": "softmax", "position_embedding": "learned", "pooling": "first"},
 }
@@ -35,7 +38,13 @@ VARIANTS = {
 def make(variant, model=DiffmixForSequenceClassification, **changes):
     small = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "num_labels": 3}
     torch.manual_seed(1)
-    return model(DiffmixConfig(**small | VARIANTS[variant] | changes)).eval()
+    made = model(DiffmixConfig(**small | VARIANTS[variant] | changes)).eval()
+    for module in made.modules():
+        if isinstance(module, AttentionPooling):
+            torch.nn.init.normal_(module.query)
+        if isinstance(module, NeighborMixer):
+            module.training = variant.startswith("narrow")  # training is when the MLP's first layer is taken in
+    return made
 
 
 def padded(rows, left, width):
@@ -97,7 +106,7 @@ def test_hidden_states_return_to_where_their_tokens_stood(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_survives_a_round_trip_through_auto_classes(variant, tmp_path):
-    model = make(variant, id2label={0: "cat", 1: "dog", 2: "emu"}, label2id={"cat": 0, "dog": 1, "emu": 2})
+    model = make(variant, id2label={0: "cat", 1: "dog", 2: "emu"}, label2id={"cat": 0, "dog": 1, "emu": 2}).eval()
     model.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.bin"))
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
@@ -280,7 +289,7 @@ def test_wrong_inputs_are_named():
 def test_a_layer_taken_into_the_mixer_changes_nothing(width, heads, boundary):
     torch.manual_seed(0)
     config = DiffmixConfig(hidden_size=8, neighbor_offsets=[-2, 0, 1], neighbor_heads=heads, neighbor_boundary=boundary)
-    mixer = NeighborMixer(config).double()
+    mixer = NeighborMixer(config).double().train()
     torch.nn.init.normal_(mixer.weight)
     layer = torch.nn.Linear(8, width).double()
     hidden = torch.randn(3, 7, 8, dtype=torch.float64, requires_grad=True)

@@ -20,11 +20,11 @@ Part = Callable[[Tensor, Tensor], Tensor]
 SIDES = ("plain", "ours")
 
 
-def build_parts(width: int, dtype: torch.dtype) -> dict[str, dict[str, Part]]:
+def build_parts(width: int, dtype: torch.dtype, device: str = "cpu") -> dict[str, dict[str, Part]]:
     """part → side → function."""
-    mixer = NeighborMixer(DiffmixConfig(hidden_size=width, neighbor_offsets=[-1, 0, 1])).to(dtype)
+    mixer = NeighborMixer(DiffmixConfig(hidden_size=width, neighbor_offsets=[-1, 0, 1])).to(device, dtype)
     nn.init.normal_(mixer.weight, std=(3 * width) ** -0.5)
-    layer = nn.Linear(width, width).to(dtype)
+    layer = nn.Linear(width, width).to(device, dtype)
     plain_dropout, dropout = nn.Dropout(0.3), Dropout(0.3)
     return {
         "dropout": {
@@ -67,7 +67,7 @@ def measure_parts(
     for dtype in dtypes:
         torch.manual_seed(0)
         hidden = torch.randn(batch, tokens, width, device=device, dtype=DTYPES[dtype], requires_grad=True)
-        for name, sides in build_parts(width, DTYPES[dtype]).items():
+        for name, sides in build_parts(width, DTYPES[dtype], device).items():
 
             def both(part: Part = sides[side], hidden: Tensor = hidden) -> None:
                 hidden.grad = None

@@ -249,8 +249,11 @@ def operators(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
 
 def parts(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     """The parts of a step beside its products, as one writes them at first and as the library has them."""
+    from diffmix.benchmarks.operators import DTYPES
     from diffmix.benchmarks.parts import SIDES
 
+    if options.dtype not in DTYPES:
+        raise RequestError(f"dtype is {options.dtype}: parts are measured in {', '.join(DTYPES)}")
     shape = {"batch": options.batch or 32, "tokens": options.tokens or 512, "width": 128}
     common = {"kind": "parts", **shape, "dtypes": [options.dtype], "device": options.device, "steps": options.steps}
     runs = alternate(

@@ -9,7 +9,7 @@ import typer
 
 from diffmix.errors import RequestError
 
-NAMES = "distilbert, obvious, scaling, operators, paper_memory, convergence"
+NAMES = "distilbert, obvious, scaling, operators, parts, paper_memory, convergence"
 
 
 def bench(

@@ -251,8 +251,10 @@ _RATIO_RULE = "holds if every pair of measurements reaches {target}x, does not h
 _PAIRED = (
     "3 pairs of processes, one training step of the paper's preset and of DistilBERT's shape, same dtype and optimizer"
 )
-_COMPARE_AG = "diffmix compare ag_news ag_news_paper ag_news:model=tfidf ag_news:model=distilbert --seeds 3"
-_COMPARE_IMDB = "diffmix compare imdb imdb_paper imdb:model=tfidf --seeds 3"
+_COMPARE_AG = (
+    "diffmix compare ag_news ag_news_paper ag_news:model=tfidf ag_news:model=distilbert,learning_rate=0.0001 --seeds 3"
+)
+_COMPARE_IMDB = "diffmix compare imdb imdb:pretraining=null imdb_paper imdb:model=tfidf --seeds 3"
 
 CLAIMS = (
     Claim(

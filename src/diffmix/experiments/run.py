@@ -58,6 +58,7 @@ def run_experiment(
         "epochs": epochs,
         "max_length": max_length,
         "hidden_size": embed_dim,
+        "intermediate_size": embed_dim,
         "num_hidden_layers": num_iters,
         "neighbor_alpha": alpha,
         "learning_rate": lr,

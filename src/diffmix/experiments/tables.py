@@ -131,7 +131,10 @@ def _one_comparison(comparison: Mapping[str, Any]) -> str:
         if seeds > 1
         else "one seed, 95 % bootstrap interval over the rows"
     )
-    return f"{markdown(headings, body)}\n\n{', '.join(sorted(examples))}; {interval}. {_caption(comparison)}"
+    environments = [row.get("environment", {}) for row in comparison["rows"]]
+    revisions = sorted({str(made["revision"])[:8] for made in environments if made.get("revision")})
+    trained = f" Rows were trained at revisions {', '.join(revisions)}." if len(revisions) > 1 else ""
+    return f"{markdown(headings, body)}\n\n{', '.join(sorted(examples))}; {interval}. {_caption(comparison)}{trained}"
 
 
 def distilbert_table(result: Mapping[str, Any]) -> str:

@@ -67,7 +67,7 @@ class MaskedLayerNorm(nn.LayerNorm):
 
     def forward(self, hidden: Tensor, padding_mask: Tensor | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """[B, N, D] → [B, N, D]."""
-        return super().forward(hidden)
+        return super().forward(hidden).to(hidden.dtype)  # CUDA's autocast computes it in fp32
 
 
 def make_norm(config: DiffmixConfig) -> MaskedLayerNorm | MaskedBatchNorm:

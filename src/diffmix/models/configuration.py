@@ -59,6 +59,9 @@ class DiffmixConfig(PretrainedConfig):
         sampled_softmax: when above 0, a masked language model is trained to tell each hidden token from that many random
             ones and the batch's other hidden tokens, instead of from the whole vocabulary.
 
+        document_context: whether a masked language model restores a token from its own state and from the mean state of its
+            row: then the mean, which a classifier reads, learns what a text is about.
+
     Raises:
         ValueError: values that are out of range or contradict each other.
     """
@@ -99,6 +102,7 @@ class DiffmixConfig(PretrainedConfig):
         pad_token_id: int | None = 0,
         tie_word_embeddings: bool = True,
         sampled_softmax: int = 0,
+        document_context: bool = False,
         **kwargs: Any,
     ):
         self.mixer = mixer
@@ -131,6 +135,7 @@ class DiffmixConfig(PretrainedConfig):
         self.neighbor_tolerance = neighbor_tolerance
         self.neighbor_max_steps = neighbor_max_steps
         self.sampled_softmax = sampled_softmax
+        self.document_context = document_context
         self._check()
         # transformers' configurations are dataclasses with keyword fields of their own that pyright cannot see.
         super().__init__(**{"pad_token_id": pad_token_id, "tie_word_embeddings": tie_word_embeddings, **kwargs})

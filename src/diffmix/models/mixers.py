@@ -28,20 +28,24 @@ class NeighborMixer(nn.Module):
     def forward(self, hidden: Tensor, padding_mask: Tensor | None = None, then: nn.Linear | None = None) -> Tensor:
         """[B, N, D] → [B, N, D], or → [B, N, M] with a layer `then` applied: then(Σ_o W_o h_{i+o}).
 
-        Nothing stands between the two, so a narrow layer is multiplied into the weights, V Σ_o W_o h = Σ_o (V W_o) h: O·M·D
-        products a token where one after the other takes O·D² + M·D.
+        In training nothing stands between the two, so a narrow layer is multiplied into the weights, V Σ_o W_o h =
+        Σ_o (V W_o) h: O·M·D products a token where one after the other takes O·D² + M·D. That costs O·M·D² once, which a
+        batch of training pays back and a short text would not.
         """
         weight, bias = self.weight, None
-        narrow = then is not None and len(self.offsets) * then.out_features <= (
-            len(self.offsets) * hidden.shape[-1] + then.out_features
-        )
-        if then is not None and narrow and weight.ndim == 3:
+        if then is not None and self.training and self._narrow(then):
             with torch.autocast(hidden.device.type, enabled=False):  # a product of weights, not of states
                 weight, bias, then = then.weight @ weight, then.bias, None
         mixed = diffuse_aligned(
             hidden, weight, self.offsets, bias=bias, padding_mask=padding_mask, boundary=self.boundary
         )
         return mixed if then is None else then(mixed)
+
+    def _narrow(self, then: nn.Linear) -> bool:
+        """Whether it saves products to multiply `then` in; only a plain layer, not one that something was wrapped around."""
+        offsets, channels = len(self.offsets), self.weight.shape[-1]
+        plain = type(then) is nn.Linear and not hasattr(then, "_hf_hook")
+        return plain and self.weight.ndim == 3 and offsets * then.out_features <= offsets * channels + then.out_features
 
 
 class SoftmaxMixer(nn.Module):
@@ -62,7 +66,9 @@ class SoftmaxMixer(nn.Module):
         )  # each [B, H, N, D/H]
         if self.rotary:
             query, key = rotate(query), rotate(key)
-        mask = None if padding_mask is None else padding_mask[:, None, None, :]
+        mask = None
+        if padding_mask is not None:  # a row without tokens hears its padding, and stays finite on every device
+            mask = (padding_mask | ~padding_mask.any(dim=1, keepdim=True))[:, None, None, :]
         mixed = _attend(query, key, value, mask, self.dropout if self.training else 0.0)
         return self.output(mixed.transpose(1, 2).flatten(2))
 

@@ -138,8 +138,8 @@ class DiffmixModel(DiffmixPreTrainedModel):
                 "1 at real tokens and 0 at padding"
             )
         mask = attention_mask.bool()
-        if values.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
-            return values, None, None  # on other devices the question would wait for all work under way
+        if _looks(values) and bool(mask.all()):
+            return values, None, None
         if inputs_embeds is not None:
             values = values.masked_fill(~mask.unsqueeze(-1), 0.0)  # not a number, perhaps; blocks multiply by the mask
         positions = aligned_positions(mask)
@@ -207,12 +207,22 @@ class DiffmixModel(DiffmixPreTrainedModel):
         return hidden, steps
 
 
+def _looks(values: Tensor) -> bool:
+    """Whether a decision may rest on values: not in a graph, and not where the look would wait for all work under way."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
 def relative_change(new: Tensor, old: Tensor, mask: Tensor | None) -> Tensor:
     """‖new − old‖ / ‖old‖ over the real tokens of each sequence: [B, N, D] twice → [B]."""
     if mask is not None:
         new, old = (state.masked_fill(~mask.unsqueeze(-1), 0.0) for state in (new, old))
-    norm = old.float().flatten(1).norm(dim=1)
-    return (new.float() - old.float()).flatten(1).norm(dim=1) / norm.clamp(min=torch.finfo(torch.float32).tiny)
+    new, old = _exact(new), _exact(old)
+    return (new - old).flatten(1).norm(dim=1) / old.flatten(1).norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _exact(values: Tensor) -> Tensor:
+    """In fp32, or fp64 if they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class AttentionPooling(nn.Module):
@@ -224,14 +234,14 @@ class AttentionPooling(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """[B, N, D] → [B, D]."""
-        score = (hidden @ self.query.to(hidden.dtype)).float() * hidden.shape[-1] ** -0.5
+        score = _exact(hidden @ self.query.to(hidden.dtype)) * hidden.shape[-1] ** -0.5
         if mask is not None:
             score = score.masked_fill(~mask, torch.finfo(score.dtype).min)
         return torch.einsum("bn,bnd->bd", score.softmax(dim=1).to(hidden.dtype), hidden)
 
 
 class Pooling(nn.Module):
-    """Real tokens [B, N, D] → one vector a sequence; a sequence without tokens gives 0."""
+    """Real tokens [B, N, D] → one vector a sequence; a sequence without tokens gives 0 (of `first`, a finite vector)."""
 
     def __init__(self, config: DiffmixConfig):
         super().__init__()
@@ -350,8 +360,19 @@ class DiffmixForSequencePairClassification(DiffmixForSequenceClassification):
         return self._classify(features, steps, labels, return_dict)
 
 
+def _mean(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The mean state of each row's real tokens, wherever they stand: [B, N, D] → [B, D]."""
+    if attention_mask is None:
+        return hidden.mean(dim=1)
+    real = attention_mask.to(hidden.dtype)
+    return (real.unsqueeze(1) @ hidden).squeeze(1) / real.sum(dim=1, keepdim=True).clamp(min=1)
+
+
 class DiffmixForMaskedLM(DiffmixPreTrainedModel):
-    """The backbone with a token head: logits = E·Norm(GELU(W h))/√D + b, with E the token embedding."""
+    """The backbone with a token head: logits = E·Norm(GELU(W h))/√D + b, with E the token embedding.
+
+    With `config.document_context`, W h + C h̄, where h̄ is the mean state of the row's real tokens.
+    """
 
     _tied_weights_keys = {"decoder.weight": "model.embedding.weight"}  # noqa: RUF012 (transformers reads it from the class)
 
@@ -360,6 +381,9 @@ class DiffmixForMaskedLM(DiffmixPreTrainedModel):
         self.loss_type = "ForMaskedLM"
         self.model = DiffmixModel(config)
         self.transform = nn.Linear(config.hidden_size, config.hidden_size)
+        self.context = (
+            nn.Linear(config.hidden_size, config.hidden_size, bias=False) if config.document_context else None
+        )
         self.transform_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
@@ -382,17 +406,24 @@ class DiffmixForMaskedLM(DiffmixPreTrainedModel):
     ) -> MaskedLMOutput | tuple:
         """`labels` [B, N], -100 where nothing is asked → logits [B, N, V].
 
-        In training, with labels, only the asked positions are scored, [asked, V]; a vocabulary is wide. With
-        `config.sampled_softmax` = s > 0 they are scored against the batch's own targets and s random tokens only: a cheaper
-        loss with another scale, and no logits are returned. Evaluation always scores the whole vocabulary.
+        In training, with labels, only the asked positions are scored, since a vocabulary is wide, and no logits are returned.
+        With `config.sampled_softmax` = s > 0 they are scored against the batch's own targets and s random tokens only: a
+        cheaper loss with another scale. Evaluation, and a compiled graph, score every position over the whole vocabulary.
         """
         hidden = self.model(input_ids, attention_mask, inputs_embeds).last_hidden_state
-        sampled = False
-        if labels is not None and self.training:
-            hidden, labels = self._asked(hidden, labels)
-            sampled = self.config.sampled_softmax > 0
-        features = self.transform_norm(F.gelu(self.transform(hidden))) * self.config.hidden_size**-0.5
-        if sampled:
+        context = None if self.context is None else self.context(_mean(hidden, attention_mask)).unsqueeze(1)
+        training = False
+        if labels is not None and self.training and not torch.compiler.is_compiling():  # a graph has no varying counts
+            asked, targets = self._asked(labels)
+            if context is not None:
+                context = context.squeeze(1).index_select(0, asked // labels.shape[1])
+            hidden, labels = hidden.flatten(0, 1).index_select(0, asked), targets
+            training = True
+        features = self.transform(hidden)
+        if context is not None:
+            features = features + context
+        features = self.transform_norm(F.gelu(features)) * self.config.hidden_size**-0.5
+        if training and self.config.sampled_softmax > 0:
             assert labels is not None
             candidates, labels = self._candidates(labels)
             weight = F.embedding(candidates, self.decoder.weight)
@@ -402,15 +433,17 @@ class DiffmixForMaskedLM(DiffmixPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
-        output = MaskedLMOutput(loss=loss, logits=None if sampled else logits)  # pyright: ignore[reportArgumentType]
+        output = MaskedLMOutput(loss=loss, logits=None if training else logits)  # pyright: ignore[reportArgumentType]
         return output if return_dict is not False else output.to_tuple()
 
-    def _asked(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The states [k, D] and labels [k] of the asked positions, k a multiple of SHAPE_MULTIPLE: -100 fills it up."""
-        asked = (labels.flatten() != -100).nonzero().squeeze(1)  # by number: a mask as index is slow backward on CPUs
+    def _asked(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The asked positions among the flattened [k] and their labels, k a multiple of SHAPE_MULTIPLE: -100 fills it up.
+
+        By number, because a mask as index is slow in the backward pass on CPUs.
+        """
+        asked = (labels.flatten() != -100).nonzero().squeeze(1)
         spare = -len(asked) % SHAPE_MULTIPLE
-        states = hidden.flatten(0, 1).index_select(0, F.pad(asked, (0, spare)))
-        return states, F.pad(labels.flatten().index_select(0, asked), (0, spare), value=-100)
+        return F.pad(asked, (0, spare)), F.pad(labels.flatten().index_select(0, asked), (0, spare), value=-100)
 
     def _candidates(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens to choose among, and where the labels stand among them; their number varies in coarse steps."""

@@ -39,7 +39,7 @@ def add_noise(hidden: Tensor, std: float) -> Tensor:
     uniform = _random_bytes(4 * half).view(torch.uint16).view(2, half)
     radius = uniform[0].float().add_(0.5).mul_(2**-16).log_().mul_(-2 * std**2).sqrt_()
     angle = uniform[1].float().mul_(2 * math.pi * 2**-16)
-    noise = torch.empty(2, half, dtype=hidden.dtype)
+    noise = torch.empty(2, half, dtype=hidden.dtype, device="cpu")
     noise[0], noise[1] = angle.cos().mul_(radius), angle.sin_().mul_(radius)
     return hidden + noise.view(-1)[: hidden.numel()].view(hidden.shape)
 
@@ -49,6 +49,6 @@ def _on_cpu(values: Tensor) -> bool:
 
 
 def _random_bytes(count: int) -> Tensor:
-    seed = int(torch.empty((), dtype=torch.int64).random_())
+    seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_())
     words = np.random.SFC64(seed).random_raw(-(-count // 8))
     return torch.from_numpy(words.view(np.uint8))[:count]

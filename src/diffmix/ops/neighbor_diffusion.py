@@ -69,7 +69,7 @@ def diffuse_aligned(
     """
     if padding_mask is not None and boundary == "zero":
         hidden = hidden * padding_mask.unsqueeze(-1).to(hidden.dtype)
-    if boundary == "zero" and not torch.compiler.is_compiling():
+    if boundary == "zero" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         # A neighbour beyond the longest row is 0 for every token. A compiled graph keeps it: its length is not known yet.
         near = [index for index, offset in enumerate(offsets) if abs(offset) < hidden.shape[1]] or [0]
         if len(near) < len(offsets):

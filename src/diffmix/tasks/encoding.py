@@ -1,4 +1,4 @@
-"""From texts to token ids: encoded in batches, kept flat, padded to each batch's longest row, or streamed from disk.
+"""From texts to token ids: encoded in batches, kept flat, padded to about each batch's longest row, or streamed from disk.
 
 n: rows of a split.  B: rows of a batch.  N: tokens of the batch's longest row.
 """
@@ -119,6 +119,17 @@ def _flat(texts: Sequence[str], encoder: Encoder) -> tuple[np.ndarray, np.ndarra
     return np.concatenate(parts), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
+def rows_of_length(tokens: int, rows: int) -> EncodedDataset:
+    """Rows of label 0 that hold the token 1 throughout: the longest that a stream may bring, to measure a step with."""
+    offsets = np.arange(rows + 1, dtype=np.int64) * tokens
+    return EncodedDataset(np.ones(rows * tokens, dtype=np.int32), offsets, np.zeros(rows, dtype=np.int64))
+
+
+def round_length(tokens: int) -> int:
+    """The least multiple of 8 that holds `tokens`, and at least 8."""
+    return -(-max(1, tokens) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+
+
 class PaddingCollator:
     """Rows to a batch, padded on the right to the longest of them, rounded up to a multiple of 8 (not beyond `longest`).
 
@@ -132,7 +143,7 @@ class PaddingCollator:
         self.pad_token_id, self.longest = pad_token_id, longest
 
     def _width(self, tokens: int) -> int:
-        rounded = -(-max(1, tokens) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        rounded = round_length(tokens)
         return rounded if self.longest is None else max(1, tokens, min(rounded, self.longest))
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

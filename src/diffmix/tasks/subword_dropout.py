@@ -53,6 +53,10 @@ class SubwordDropout(Dataset):
             raise ValueError(
                 f"tokenizer is {model['type']}; subword dropout takes WordPiece, as in tokenizer=wordpiece-16000"
             )
+        if tokenizer.num_special_tokens_to_add():
+            raise ValueError(
+                "tokenizer adds special tokens, which subword dropout does not; take tokenizer=wordpiece-16000"
+            )
         if not 0 < probability < 1:
             raise ValueError(f"probability is {probability}; give a number between 0 and 1, both excluded")
         self.labels, self.max_length, self.seed = labels, max_length, seed

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
-from diffmix.tasks.encoding import EncodedDataset, StreamedDataset
+from diffmix.tasks.encoding import EncodedDataset, StreamedDataset, round_length
 
 # Rows are sorted by length inside groups of this many batches: enough to leave little padding, few enough to stay random.
 MEGA_BATCH = 50
@@ -104,7 +104,8 @@ class StreamedBatches(IterableDataset[list[dict[str, Any]]]):
 
 
 def batches_by_tokens(lengths: Sequence[int] | np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Row numbers in batches for inference: rows sorted by length, longest first, rows x longest ≤ `batch_tokens`.
+    """Row numbers in batches for inference: rows sorted by length, longest first, rows x longest ≤ `batch_tokens`,
+    with the longest rounded up as `PaddingCollator` does.
 
     A row longer than `batch_tokens` makes a batch of its own.
     """
@@ -112,7 +113,7 @@ def batches_by_tokens(lengths: Sequence[int] | np.ndarray, batch_tokens: int) ->
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
-        rows = max(1, batch_tokens // max(1, int(lengths[order[start]])))
+        rows = max(1, batch_tokens // round_length(int(lengths[order[start]])))
         batches.append(order[start : start + rows])
         start += rows
     return batches

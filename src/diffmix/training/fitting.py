@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from diffmix.errors import RequestError, RunError
-from diffmix.tasks.encoding import StreamedDataset
-from diffmix.training.batch_size import fitting_micro_batch, halvings
+from diffmix.tasks.encoding import StreamedDataset, rows_of_length
+from diffmix.training.batch_size import PROBE_ROWS, fitting_micro_batch, halvings
 from diffmix.training.batching import LengthBucketedBatches, StreamedBatches
 from diffmix.training.bucketed_trainer import BucketedTrainer, EpochCallback
 from diffmix.training.building import load_weights
@@ -98,31 +98,44 @@ class Fitter:
         """
         recipe = self.recipe
         share = -(-recipe.batch_size // self.processes)
+        if len(rows) == 0:
+            raise RequestError("train has no rows that hold a token: give more texts")
         if len(rows) < self.processes:
             raise RequestError(f"train has {len(rows)} rows for {self.processes} processes: start fewer")
         micro = on_first_process(lambda: self._micro_batch(build, rows, collate, loss, share))
-        if is_first_process():
-            record = {**environment(self.device), "dtype": self.dtype, "micro_batch_size": micro}
-            write_json(self.folder / "environment.json", record)
 
         def attempt(micro: int) -> Fitted:
+            if is_first_process():  # a resumed run adds up in the same portions
+                record = {**environment(self.device), "dtype": self.dtype, "micro_batch_size": micro}
+                write_json(self.folder / "environment.json", record)
             return self._fit_with(micro, share, build(), rows, collate, objective, validate, best_metric)
 
         if self.device == "cuda" and recipe.micro_batch_size is None and self.processes == 1:
             # Halving keeps the global batch; what a checkpoint holds is not trained again.
-            halved = iter(halvings(share, micro >> power) for power in range(1, 40))
-            return find_executable_batch_size(attempt, micro, reduce_batch_size_fn=lambda: max(next(halved), 1))()
+            smaller = [halvings(share, micro >> power) for power in range(1, micro.bit_length())]
+            sizes = iter(dict.fromkeys([*smaller, 0]))  # 0 ends the search
+            try:
+                return find_executable_batch_size(attempt, micro, reduce_batch_size_fn=lambda: next(sizes))()
+            except RuntimeError as error:
+                if "No executable batch size" not in str(error):
+                    raise
+                raise RunError(
+                    "the device's memory does not hold a training step of one row: lower max_length or hidden_size, or set "
+                    "gradient_checkpointing=true"
+                ) from None
         return attempt(micro)
 
     def _micro_batch(self, build: Any, rows: Any, collate: Any, loss: Any, share: int) -> int:
-        try:  # a resumed run adds up in the same portions
+        try:
             return int(json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))["micro_batch_size"])
         except (OSError, ValueError, KeyError):
             pass
         if self.recipe.micro_batch_size is not None:
             return min(self.recipe.micro_batch_size, share)
-        if self.device == "cuda" or not hasattr(rows, "lengths"):
+        if self.device == "cuda":
             return share
+        if not hasattr(rows, "lengths"):  # streamed: how long they are is not known before
+            rows = rows_of_length(self.recipe.max_length, PROBE_ROWS)
 
         def step(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
             with autocast(self.device, self.dtype):
@@ -157,6 +170,11 @@ class Fitter:
         max_steps = recipe.max_steps or math.ceil(recipe.epochs * steps_per_epoch)
         every = max(1, round(steps_per_epoch / recipe.evaluations_per_epoch))
         if recipe.gradient_checkpointing:
+            if getattr(model.config, "norm", None) == "batch":
+                raise RequestError(
+                    "gradient_checkpointing=true runs each block twice and norm=batch would count each batch twice: "
+                    "set one of them otherwise"
+                )
             # transformers renames it on the way from 5.17 to 6.
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         arguments = TrainingArguments(
@@ -219,6 +237,8 @@ class Fitter:
         trainer.record_with(recorder)
         if isinstance(batches, LengthBucketedBatches):
             trainer.add_callback(EpochCallback(batches, rows, steps_per_epoch))
+        if self.rank:  # every process draws noise and dropout of its own
+            torch.manual_seed(recipe.seed + 1_000_003 * self.rank)
         if not progress.stopped:  # else the run was killed after it stopped early
             reset_peak_memory()
             try:

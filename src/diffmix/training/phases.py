@@ -135,6 +135,7 @@ class Run:
             vocab_size=len(tokenizer),
             special_ids=[index for index in tokenizer.all_special_ids if index != tokenizer.unk_token_id],
             probability=recipe.mask_probability,
+            longest=recipe.max_length,
         )
         # The scores of all tokens over the vocabulary must fit: about 256 MB of them.
         batches = batches_by_tokens(validation.lengths, max(1, min(BATCH_TOKENS, 2**26 // len(tokenizer))))

@@ -100,6 +100,8 @@ class Classifier:
 def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "auto") -> Any:
     """A `Classifier` (or `diffmix.training.baselines.TfidfClassifier`) from a run's folder.
 
+    `dtype="auto"` is what the run was trained and measured in, on the same kind of device.
+
     Raises:
         RequestError: the folder holds no trained model.
         RunError: its files are damaged.
@@ -127,6 +129,9 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
 
     quiet_transformers()
     device = resolve_device(device)
+    if dtype == "auto" and (folder / "environment.json").is_file():
+        recorded = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        dtype = recorded["dtype"] if recorded.get("device_type") == device and "dtype" in recorded else dtype
     reads_pairs = "DiffmixForSequencePairClassification" in (config.get("architectures") or [])
     model_class: Any = (
         models.DiffmixForSequencePairClassification if reads_pairs else AutoModelForSequenceClassification

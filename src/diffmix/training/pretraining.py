@@ -35,6 +35,7 @@ class MaskingCollator:
         pad_token_id, mask_token_id, vocab_size: of the tokenizer.
         special_ids: tokens that are never hidden.
         probability: of a token to be chosen.
+        longest: see `PaddingCollator`.
         seed: None draws on.
     """
 
@@ -46,9 +47,10 @@ class MaskingCollator:
         vocab_size: int,
         special_ids: list[int],
         probability: float,
+        longest: int | None = None,
         seed: int | None = None,
     ):
-        self.pad = PaddingCollator(pad_token_id)
+        self.pad = PaddingCollator(pad_token_id, longest)
         self.mask_token_id, self.vocab_size, self.probability, self.seed = mask_token_id, vocab_size, probability, seed
         self.special_ids = torch.tensor(sorted(special_ids))
 
