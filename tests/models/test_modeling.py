@@ -22,6 +22,7 @@ from diffmix.models.modeling import AttentionPooling
 VARIANTS = {
     "paper": {"neighbor_shared_steps": True, "neighbor_boundary": "wrap"},
     "own_steps": {"neighbor_alpha_mode": "channel", "pooling": "mean_max"},
+    "pooled_features": {"pooling": "mean_max", "pooling_features": 24},
     "pre_norm": {"norm_placement": "pre", "pooling": "attention", "neighbor_alpha_mode": "learned"},
     "powers_of_two": {"neighbor_offsets": [-4, -2, -1, 0, 1, 2, 4], "neighbor_heads": 2, "pooling": "max"},
     "paper_equation": {"neighbor_update": "mlp_then_mix", "pooling": "first"},

@@ -42,6 +42,8 @@ class DiffmixConfig(PretrainedConfig):
             None: post for neighbor (the paper), pre for attention mixers.
         pooling: how tokens become one vector: `"mean"`, `"max"`, `"mean_max"` (both, side by side), `"attention"` (weights
             from a learned query) or `"first"`. Real tokens only.
+        pooling_features: when above 0, that many features GELU(W h_i) of each token are pooled instead of its state: detectors
+            of short phrases, of which a long text has more kinds than a state has channels.
         classifier_hidden_size: width of the head's hidden layer; None: hidden_size; 0: a linear head.
         neighbor_offsets: the neighbourhood, integers relative to the token itself.
         neighbor_alpha: α, what a token keeps of its state in a step, 0 < α < 1.
@@ -89,6 +91,7 @@ class DiffmixConfig(PretrainedConfig):
         norm_eps: float = 1e-5,
         norm_placement: str | None = None,
         pooling: str = "mean",
+        pooling_features: int = 0,
         classifier_hidden_size: int | None = None,
         neighbor_offsets: Sequence[int] = (-1, 0, 1),
         neighbor_alpha: float = 0.5,
@@ -124,6 +127,7 @@ class DiffmixConfig(PretrainedConfig):
         self.norm_eps = norm_eps
         self.norm_placement = norm_placement or ("post" if mixer == "neighbor" else "pre")
         self.pooling = pooling
+        self.pooling_features = pooling_features
         self.classifier_hidden_size = hidden_size if classifier_hidden_size is None else classifier_hidden_size
         self.neighbor_offsets = list(neighbor_offsets)
         self.neighbor_alpha = neighbor_alpha
@@ -169,7 +173,7 @@ class DiffmixConfig(PretrainedConfig):
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; give a probability from 0 up to but not including 1"
                 )
-        for name in ("noise_std", "classifier_hidden_size", "sampled_softmax"):
+        for name in ("noise_std", "pooling_features", "classifier_hidden_size", "sampled_softmax"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give 0 or more")
         for name in ("embedding_std", "norm_eps"):

@@ -246,11 +246,15 @@ class Pooling(nn.Module):
     def __init__(self, config: DiffmixConfig):
         super().__init__()
         self.kind = config.pooling
-        self.size = config.hidden_size * (2 if config.pooling == "mean_max" else 1)
-        self.attention = AttentionPooling(config.hidden_size) if config.pooling == "attention" else None
+        channels = config.pooling_features or config.hidden_size
+        self.features = nn.Linear(config.hidden_size, channels) if config.pooling_features else None
+        self.size = channels * (2 if config.pooling == "mean_max" else 1)
+        self.attention = AttentionPooling(channels) if config.pooling == "attention" else None
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """`hidden` with real tokens first → [B, D], or [B, 2D] for mean_max; sums run in fp32."""
+        if self.features is not None:
+            hidden = F.gelu(self.features(hidden))
         if self.kind == "first":
             return hidden[:, 0]
         real = None if mask is None else mask.unsqueeze(-1).to(hidden.dtype)
