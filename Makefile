@@ -1,4 +1,5 @@
-# make demo: install and show the main job on embedded data. make test: lint, types, tests.
+# make demo: install and show the main job on embedded data. make test: lint, types, tests. make acceptance: what is too
+# long for every run: full recipes, a million rows, ten thousand inputs for each parser.
 PYTHON ?= python3
 VENV ?= .venv
 # Another package index for torch, such as the CUDA or CPU builds of PyTorch's own: make TORCH_INDEX=URL demo
@@ -6,13 +7,17 @@ TORCH_INDEX ?=
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint results clean
+.PHONY: demo test acceptance lint results clean
 
 demo: $(VENV)/.installed
 	$(BIN)/diffmix demo --output demo
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+acceptance: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m acceptance
+	$(BIN)/python -m pytest --hypothesis-profile=acceptance --timeout=3600 tests/tasks/test_sources.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests

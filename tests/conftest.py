@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile(
     "diffmix", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
 )
+settings.register_profile("acceptance", settings.get_profile("diffmix"), max_examples=10_000)
 settings.load_profile("diffmix")
 
 

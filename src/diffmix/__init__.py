@@ -14,29 +14,38 @@ if TYPE_CHECKING:
     from diffmix.experiments.run import run_experiment
     from diffmix.models import (
         DiffmixConfig,
+        DiffmixForCausalLM,
         DiffmixForMaskedLM,
         DiffmixForSequenceClassification,
         DiffmixForSequencePairClassification,
         DiffmixModel,
+        depth_scaled_time,
+        register_attention,
     )
 
 __version__ = "0.1.0"
 
 _HOME = {
     "DiffmixConfig": "diffmix.models",
+    "DiffmixForCausalLM": "diffmix.models",
     "DiffmixForMaskedLM": "diffmix.models",
     "DiffmixForSequenceClassification": "diffmix.models",
     "DiffmixForSequencePairClassification": "diffmix.models",
     "DiffmixModel": "diffmix.models",
+    "depth_scaled_time": "diffmix.models",
+    "register_attention": "diffmix.models",
     "run_experiment": "diffmix.experiments.run",
 }
 
 __all__ = [
     "DiffmixConfig",
+    "DiffmixForCausalLM",
     "DiffmixForMaskedLM",
     "DiffmixForSequenceClassification",
     "DiffmixForSequencePairClassification",
     "DiffmixModel",
+    "depth_scaled_time",
+    "register_attention",
     "run_experiment",
 ]
 

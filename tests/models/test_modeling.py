@@ -17,7 +17,7 @@ from diffmix import (
     DiffmixModel,
 )
 from diffmix.models.mixers import NeighborMixer
-from diffmix.models.modeling import AttentionPooling
+from diffmix.models.pooling import AttentionPooling
 
 VARIANTS = {
     "paper": {"neighbor_shared_steps": True, "neighbor_boundary": "wrap"},

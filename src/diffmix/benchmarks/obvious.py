@@ -17,7 +17,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from diffmix.errors import RequestError
 from diffmix.models import DiffmixConfig, DiffmixForSequenceClassification
-from diffmix.models.modeling import ClassificationHead, Pooling
+from diffmix.models.classification import ClassificationHead
+from diffmix.models.pooling import Pooling
 
 
 class ObviousStep(nn.Module):

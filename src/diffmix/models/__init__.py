@@ -3,27 +3,31 @@
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
 )
 
+from diffmix.models.attention import register_attention
+from diffmix.models.classification import DiffmixForSequenceClassification, DiffmixForSequencePairClassification
 from diffmix.models.configuration import DiffmixConfig
-from diffmix.models.modeling import (
-    DiffmixForMaskedLM,
-    DiffmixForSequenceClassification,
-    DiffmixForSequencePairClassification,
-    DiffmixModel,
-)
+from diffmix.models.diffusion_time import depth_scaled_time
+from diffmix.models.language import DiffmixForCausalLM, DiffmixForMaskedLM
+from diffmix.models.modeling import DiffmixModel
 
 AutoConfig.register("diffmix", DiffmixConfig, exist_ok=True)
 AutoModel.register(DiffmixConfig, DiffmixModel, exist_ok=True)
+AutoModelForCausalLM.register(DiffmixConfig, DiffmixForCausalLM, exist_ok=True)
 AutoModelForMaskedLM.register(DiffmixConfig, DiffmixForMaskedLM, exist_ok=True)
 AutoModelForSequenceClassification.register(DiffmixConfig, DiffmixForSequenceClassification, exist_ok=True)
 
 __all__ = [
     "DiffmixConfig",
+    "DiffmixForCausalLM",
     "DiffmixForMaskedLM",
     "DiffmixForSequenceClassification",
     "DiffmixForSequencePairClassification",
     "DiffmixModel",
+    "depth_scaled_time",
+    "register_attention",
 ]

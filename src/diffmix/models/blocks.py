@@ -6,6 +6,7 @@ B batch, N tokens, D channels. Rows hold their real tokens first; `padding_mask`
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +30,9 @@ class MLP(nn.Module):
         """[…, D] → […, D]."""
         return self.contract(F.gelu(self.expand(hidden)))
 
-    def after(self, mixer: NeighborMixer, hidden: Tensor, padding_mask: Tensor | None) -> Tensor:
+    def after(self, mixer: NeighborMixer, hidden: Tensor, padding_mask: Tensor | None, **context: Any) -> Tensor:
         """MLP(mixer(h)), where the mixer takes the first layer in."""
-        return self.contract(F.gelu(mixer(hidden, padding_mask, then=self.expand)))
+        return self.contract(F.gelu(mixer(hidden, padding_mask, then=self.expand, **context)))
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
@@ -98,17 +99,18 @@ class DiffusionStep(GradientCheckpointingLayer):
             channels = config.hidden_size if config.neighbor_alpha_mode == "channel" else 1
             self.alpha_logit = nn.Parameter(torch.full((channels,), logit))
 
-    def forward(self, hidden: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """[B, N, D] → [B, N, D]."""
-        source = self.norm(hidden, padding_mask) if self.pre_norm else hidden
+    def forward(self, hidden: Tensor, padding_mask: Tensor | None = None, **context: Any) -> Tensor:
+        """[B, N, D] → [B, N, D]. `padding_mask` [B, N_k] and `context`: see the mixer."""
+        asking = None if padding_mask is None else padding_mask[:, -hidden.shape[1] :]
+        source = self.norm(hidden, asking) if self.pre_norm else hidden
         if self.mix_first:
-            update = self.mlp.after(self.mixer, source, padding_mask)
+            update = self.mlp.after(self.mixer, source, padding_mask, **context)
         else:
-            update = self.mixer(self.mlp(source), padding_mask)
+            update = self.mixer(self.mlp(source), padding_mask, **context)
         update = self.dropout(update).to(hidden.dtype)
         alpha = self.alpha if self.alpha_logit is None else self.alpha_logit.sigmoid().to(hidden.dtype)
         blended = torch.lerp(update, hidden, alpha)
-        return blended if self.pre_norm else self.norm(blended, padding_mask)
+        return blended if self.pre_norm else self.norm(blended, asking)
 
 
 class AttentionBlock(GradientCheckpointingLayer):
@@ -122,7 +124,9 @@ class AttentionBlock(GradientCheckpointingLayer):
         self.mlp = MLP(config)
         self.dropout = Dropout(config.hidden_dropout)
 
-    def forward(self, hidden: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """[B, N, D] → [B, N, D]."""
-        hidden = hidden + self.dropout(self.mixer(self.mixer_norm(hidden, padding_mask), padding_mask)).to(hidden.dtype)
-        return hidden + self.dropout(self.mlp(self.mlp_norm(hidden, padding_mask))).to(hidden.dtype)
+    def forward(self, hidden: Tensor, padding_mask: Tensor | None = None, **context: Any) -> Tensor:
+        """[B, N, D] → [B, N, D]. `padding_mask` [B, N_k] and `context`: see the mixer."""
+        asking = None if padding_mask is None else padding_mask[:, -hidden.shape[1] :]
+        mixed = self.mixer(self.mixer_norm(hidden, asking), padding_mask, **context)
+        hidden = hidden + self.dropout(mixed).to(hidden.dtype)
+        return hidden + self.dropout(self.mlp(self.mlp_norm(hidden, asking))).to(hidden.dtype)

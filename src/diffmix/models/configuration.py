@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from transformers import PretrainedConfig
 
-MIXERS = ("neighbor", "softmax")
+MIXERS = ("neighbor", "softmax", "heat_kernel")
 POSITION_EMBEDDINGS = ("rotary", "learned", "none")
 POOLINGS = ("mean", "max", "mean_max", "attention", "first")
 NORMS = ("layer", "batch")
@@ -15,22 +16,27 @@ NORM_PLACEMENTS = ("pre", "post")
 ALPHA_MODES = ("fixed", "channel", "learned")
 UPDATES = ("mix_then_mlp", "mlp_then_mix")
 BOUNDARIES = ("zero", "wrap")
+HEAT_FORMS = ("dot", "squared", "normalized")
+HEAT_TIME_MODES = ("fixed", "learned", "adaptive")
 
 
 class DiffmixConfig(PretrainedConfig):
     """Configuration of a diffmix model: `mixer` says how tokens exchange information, the rest is shared.
 
     Args:
-        mixer: `"neighbor"` (attention-free diffusion steps) or `"softmax"` (the baseline, transformer blocks).
+        mixer: `"neighbor"` (attention-free diffusion steps), `"heat_kernel"` (transformer blocks whose attention is a heat
+            kernel) or `"softmax"` (the baseline).
         vocab_size: number of token ids.
         hidden_size: D, channels of a token's state.
         num_hidden_layers: blocks; for `neighbor` T, the number of diffusion steps.
         num_attention_heads: heads of the attention mixers.
+        num_key_value_heads: heads of keys and values, a divisor of num_attention_heads; None: as many.
         intermediate_size: hidden width of the MLP; None: 4·hidden_size.
         max_position_embeddings: the longest sequence that a model with learned positions takes, and what tokenizers cut at.
         position_embedding: `"rotary"`, `"learned"` or `"none"`; None: rotary for attention mixers, none for neighbor.
         hidden_dropout: on the update of each block.
         attention_dropout: on attention weights.
+        attention_qk_norm: whether queries and keys pass an RMS norm of their own before they meet.
         embedding_dropout: on channels of the embedded tokens.
         token_dropout: probability that a token's whole embedding is zeroed in training (word dropout).
         classifier_dropout: inside the classification head.
@@ -56,6 +62,13 @@ class DiffmixConfig(PretrainedConfig):
         neighbor_tolerance: when set, evaluation iterates each sequence until its relative change ‖Δh‖/‖h‖ in a step falls
             under this number, and reports the steps; needs shared steps.
         neighbor_max_steps: bound on those iterations; None: 8·num_hidden_layers.
+        heat_form: `"dot"`, `"squared"` or `"normalized"`, see `diffmix.ops.heat_kernel_attention`.
+        heat_time: the diffusion time t; None: the depth law 0.28·√(4 / num_hidden_layers).
+        heat_time_mode: t as given (`"fixed"`), learned for each head (`"learned"`), or found for each query from the mean and
+            deviation of its similarities (`"adaptive"`); the latter two start from heat_time.
+        heat_time_bounds: between which learned and adaptive times stay.
+        heat_locality: α ≥ 0; attention falls with distance in positions by -α d²/4t.
+        is_causal: whether tokens hear only what stands before them. `DiffmixForCausalLM` sets it.
         pad_token_id: the id of padding, whose embedding stays 0; None: no such id.
         tie_word_embeddings: whether a language model scores tokens with their own embeddings.
         sampled_softmax: when above 0, a masked language model is trained to tell each hidden token from that many random
@@ -77,11 +90,13 @@ class DiffmixConfig(PretrainedConfig):
         hidden_size: int = 256,
         num_hidden_layers: int = 4,
         num_attention_heads: int = 4,
+        num_key_value_heads: int | None = None,
         intermediate_size: int | None = None,
         max_position_embeddings: int = 4096,
         position_embedding: str | None = None,
         hidden_dropout: float = 0.1,
         attention_dropout: float = 0.0,
+        attention_qk_norm: bool = False,
         embedding_dropout: float = 0.0,
         token_dropout: float = 0.0,
         classifier_dropout: float = 0.1,
@@ -102,6 +117,12 @@ class DiffmixConfig(PretrainedConfig):
         neighbor_boundary: str = "zero",
         neighbor_tolerance: float | None = None,
         neighbor_max_steps: int | None = None,
+        heat_form: str = "dot",
+        heat_time: float | None = None,
+        heat_time_mode: str = "fixed",
+        heat_time_bounds: Sequence[float] = (0.1, 10.0),
+        heat_locality: float = 0.0,
+        is_causal: bool = False,
         pad_token_id: int | None = 0,
         tie_word_embeddings: bool = True,
         sampled_softmax: int = 0,
@@ -113,11 +134,13 @@ class DiffmixConfig(PretrainedConfig):
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
         self.intermediate_size = 4 * hidden_size if intermediate_size is None else intermediate_size
         self.max_position_embeddings = max_position_embeddings
         self.position_embedding = position_embedding or ("none" if mixer == "neighbor" else "rotary")
         self.hidden_dropout = hidden_dropout
         self.attention_dropout = attention_dropout
+        self.attention_qk_norm = attention_qk_norm
         self.embedding_dropout = embedding_dropout
         self.token_dropout = token_dropout
         self.classifier_dropout = classifier_dropout
@@ -138,6 +161,12 @@ class DiffmixConfig(PretrainedConfig):
         self.neighbor_boundary = neighbor_boundary
         self.neighbor_tolerance = neighbor_tolerance
         self.neighbor_max_steps = neighbor_max_steps
+        self.heat_form = heat_form
+        self.heat_time = heat_time
+        self.heat_time_mode = heat_time_mode
+        self.heat_time_bounds = list(heat_time_bounds)
+        self.heat_locality = heat_locality
+        self.is_causal = is_causal
         self.sampled_softmax = sampled_softmax
         self.document_context = document_context
         self._check()
@@ -154,6 +183,8 @@ class DiffmixConfig(PretrainedConfig):
             ("neighbor_alpha_mode", ALPHA_MODES),
             ("neighbor_update", UPDATES),
             ("neighbor_boundary", BOUNDARIES),
+            ("heat_form", HEAT_FORMS),
+            ("heat_time_mode", HEAT_TIME_MODES),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(map(repr, choices))}")
@@ -162,6 +193,7 @@ class DiffmixConfig(PretrainedConfig):
             "hidden_size",
             "num_hidden_layers",
             "num_attention_heads",
+            "num_key_value_heads",
             "intermediate_size",
             "max_position_embeddings",
             "neighbor_heads",
@@ -179,8 +211,14 @@ class DiffmixConfig(PretrainedConfig):
         for name in ("embedding_std", "norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give a number above 0")
+        self._check_heat()
         if self.mixer == "neighbor":
             self._check_neighbor()
+        elif self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads is {self.num_key_value_heads}; give a divisor of num_attention_heads, "
+                f"{self.num_attention_heads}"
+            )
         elif self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads is {self.num_attention_heads}; give a divisor of hidden_size, {self.hidden_size}"
@@ -193,6 +231,25 @@ class DiffmixConfig(PretrainedConfig):
         elif self.norm_placement == "post":
             raise ValueError(
                 f"norm_placement is 'post' but mixer is {self.mixer!r}, whose blocks are pre-norm; leave norm_placement out"
+            )
+
+    def _check_heat(self) -> None:
+        lowest, highest = [*self.heat_time_bounds, 0.0, 0.0][:2]
+        if len(self.heat_time_bounds) != 2 or not 0 < lowest < highest < math.inf:
+            raise ValueError(
+                f"heat_time_bounds is {self.heat_time_bounds!r}; give two numbers above 0, the lower one first"
+            )
+        if self.heat_time is not None and not 0 < self.heat_time < math.inf:
+            raise ValueError(
+                f"heat_time is {self.heat_time!r}; give a finite number above 0, or None for the depth law"
+            )
+        if not 0 <= self.heat_locality < math.inf:
+            raise ValueError(f"heat_locality is {self.heat_locality!r}; give a finite number, 0 or more")
+        moving = self.mixer == "heat_kernel" and self.heat_time_mode != "fixed"
+        if moving and self.heat_time is not None and not lowest < self.heat_time < highest:
+            raise ValueError(
+                f"heat_time is {self.heat_time}, outside of heat_time_bounds, {lowest} to {highest}, where a "
+                f"{self.heat_time_mode} time starts; widen heat_time_bounds"
             )
 
     def _check_neighbor(self) -> None:

@@ -88,7 +88,12 @@ class LearnedTime(nn.Module):
         super().__init__()
         self.bounds = math.log(lowest), math.log(highest)
         self.start = start
-        self.logit = nn.Parameter(torch.full((heads, 1, 1), _logit(start, self.bounds)))
+        self.logit = nn.Parameter(torch.empty(heads, 1, 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The time it starts from."""
+        nn.init.constant_(self.logit, _logit(self.start, self.bounds))
 
     def forward(self, query: Tensor, key: Tensor, padding_mask: Tensor | None, is_causal: bool) -> Tensor:
         """[H, 1, 1]."""
@@ -106,10 +111,17 @@ class AdaptiveTime(nn.Module):
         self.bounds = math.log(lowest), math.log(highest)
         self.start = start
         self.hidden_weight = nn.Parameter(torch.empty(heads, 2, width))
-        self.hidden_bias = nn.Parameter(torch.zeros(heads, 1, width))
-        self.output_weight = nn.Parameter(torch.zeros(heads, width, 1))
-        self.output_bias = nn.Parameter(torch.full((heads, 1, 1), _logit(start, self.bounds)))
+        self.hidden_bias = nn.Parameter(torch.empty(heads, 1, width))
+        self.output_weight = nn.Parameter(torch.empty(heads, width, 1))
+        self.output_bias = nn.Parameter(torch.empty(heads, 1, 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The time it starts from, for every query."""
         nn.init.normal_(self.hidden_weight, std=0.5**0.5)
+        nn.init.zeros_(self.hidden_bias)
+        nn.init.zeros_(self.output_weight)
+        nn.init.constant_(self.output_bias, _logit(self.start, self.bounds))
 
     def forward(self, query: Tensor, key: Tensor, padding_mask: Tensor | None, is_causal: bool) -> Tensor:
         """[B, H, N_q, 1]."""

@@ -6,11 +6,14 @@ backbone sees to that), and `padding_mask` [B, N] bool marks them, or is None wh
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffmix.models.configuration import DiffmixConfig
+from diffmix.models.diffusion_time import AdaptiveTime, LearnedTime, depth_scaled_time
+from diffmix.ops.heat_kernel_attention import heat_kernel_attention
 from diffmix.ops.neighbor_diffusion import diffuse_aligned
 
 
@@ -19,14 +22,27 @@ class NeighborMixer(nn.Module):
 
     def __init__(self, config: DiffmixConfig):
         super().__init__()
-        self.offsets = tuple(config.neighbor_offsets)
+        offsets = config.neighbor_offsets
+        self.offsets = tuple(offset for offset in offsets if offset <= 0) if config.is_causal else tuple(offsets)
         self.boundary = config.neighbor_boundary
         channels = config.hidden_size // config.neighbor_heads
         heads = (config.neighbor_heads,) if config.neighbor_heads > 1 else ()
         self.weight = nn.Parameter(torch.empty(len(self.offsets), *heads, channels, channels))
 
-    def forward(self, hidden: Tensor, padding_mask: Tensor | None = None, then: nn.Linear | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        padding_mask: Tensor | None = None,
+        then: nn.Linear | None = None,
+        *,
+        positions: Tensor | None = None,
+        past_key_values: Any = None,
+        step: int = 0,
+    ) -> Tensor:
         """[B, N, D] → [B, N, D], or → [B, N, M] with a layer `then` applied: then(Σ_o W_o h_{i+o}).
+
+        With `past_key_values`, a cache of Hugging Face, the states of earlier tokens are kept there under the number `step`,
+        and padding stands on the left, as in generation. `positions` change nothing.
 
         In training nothing stands between the two, so a narrow layer is multiplied into the weights, V Σ_o W_o h =
         Σ_o (V W_o) h: O·M·D products a token where one after the other takes O·D² + M·D. That costs O·M·D² once, which a
@@ -36,9 +52,18 @@ class NeighborMixer(nn.Module):
         if then is not None and self.training and self._narrow(then):
             with torch.autocast(hidden.device.type, enabled=False):  # a product of weights, not of states
                 weight, bias, then = then.weight @ weight, then.bias, None
+        tokens = hidden.shape[1]
+        if past_key_values is not None:
+            if padding_mask is not None:
+                hidden = hidden * padding_mask[:, -tokens:, None].to(hidden.dtype)
+                padding_mask = None
+            states = hidden.unsqueeze(1)  # [B, 1, N, D]; the cache wants keys and values, and here is one of them
+            hidden = past_key_values.update(states, states[..., :0], step)[0].squeeze(1)
+            hidden = hidden[:, -(tokens - min(self.offsets)) :]
         mixed = diffuse_aligned(
             hidden, weight, self.offsets, bias=bias, padding_mask=padding_mask, boundary=self.boundary
         )
+        mixed = mixed[:, -tokens:]
         return mixed if then is None else then(mixed)
 
     def _narrow(self, then: nn.Linear) -> bool:
@@ -48,55 +73,104 @@ class NeighborMixer(nn.Module):
         return plain and self.weight.ndim == 3 and offsets * then.out_features <= offsets * channels + then.out_features
 
 
-class SoftmaxMixer(nn.Module):
-    """Multi-head softmax(q·k/√d) attention through torch's fused scaled dot product."""
+class HeatKernelMixer(nn.Module):
+    """Multi-head attention whose weights are a heat kernel: `diffmix.ops.heat_kernel_attention`.
+
+    With `mixer="softmax"` the time is √d / 2 of the `dot` form, which is softmax(q·k/√d).
+    """
 
     def __init__(self, config: DiffmixConfig):
         super().__init__()
-        self.heads = config.num_attention_heads
+        heads, channels = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+        self.sizes = [heads, config.num_key_value_heads, config.num_key_value_heads]
+        self.query_key_value = nn.Linear(config.hidden_size, sum(self.sizes) * channels)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = config.attention_dropout
         self.rotary = config.position_embedding == "rotary"
-        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query_norm = nn.RMSNorm(channels, eps=config.norm_eps) if config.attention_qk_norm else None
+        self.key_norm = nn.RMSNorm(channels, eps=config.norm_eps) if config.attention_qk_norm else None
+        self.is_causal = config.is_causal
+        self.form, self.locality = ("dot", 0.0)
+        self.time: float | nn.Module = channels**0.5 / 2
+        if config.mixer == "heat_kernel":
+            self.form, self.locality = config.heat_form, config.heat_locality
+            self.time = make_time(config)
 
-    def forward(self, hidden: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """[B, N, D] → [B, N, D]."""
+    def forward(
+        self,
+        hidden: Tensor,
+        padding_mask: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        past_key_values: Any = None,
+        step: int = 0,
+    ) -> Tensor:
+        """[B, N, D] → [B, N, D].
+
+        Args:
+            hidden: of the tokens that ask.
+            padding_mask: [B, N_k] of the tokens that are heard: the cached ones and these.
+            positions: [B, N] of these; None: 0 … N-1.
+            past_key_values: a cache of Hugging Face, asked and extended under the number `step`.
+            step: of this block.
+        """
         query, key, value = (
-            self.query_key_value(hidden).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        )  # each [B, H, N, D/H]
+            self.query_key_value(hidden).unflatten(-1, (sum(self.sizes), -1)).transpose(1, 2).split(self.sizes, dim=1)
+        )  # [B, H, N, d], [B, H_k, N, d] twice
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype)
         if self.rotary:
-            query, key = rotate(query), rotate(key)
+            query, key = rotate(query, positions), rotate(key, positions)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, step)
+        time = self.time
+        if isinstance(time, nn.Module):
+            repeats = query.shape[1] // key.shape[1]
+            heard = key.repeat_interleave(repeats, dim=1) if repeats > 1 else key
+            time = time(query, heard, padding_mask, self.is_causal)
         mask = None
         if padding_mask is not None:  # a row without tokens hears its padding, and stays finite on every device
             mask = (padding_mask | ~padding_mask.any(dim=1, keepdim=True))[:, None, None, :]
-        mixed = _attend(query, key, value, mask, self.dropout if self.training else 0.0)
+        mixed = heat_kernel_attention(
+            query,
+            key,
+            value,
+            time,
+            attn_mask=mask,
+            is_causal=self.is_causal,
+            dropout_p=self.dropout if self.training else 0.0,
+            form=self.form,
+            locality=self.locality,
+            enable_gqa=True,
+        )
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """torch's fused attention of [B, H, N, d], in fp32 where that trains faster.
+def make_time(config: DiffmixConfig) -> float | nn.Module:
+    """The diffusion time of each block of a heat-kernel model: a float, or a module that finds it."""
+    start = depth_scaled_time(config.num_hidden_layers) if config.heat_time is None else config.heat_time
+    if config.heat_time_mode == "fixed":
+        return start
+    lowest, highest = config.heat_time_bounds
+    start = min(max(start, 1.01 * lowest), highest / 1.01)  # the depth law leaves the bounds in very deep models
+    kind = {"learned": LearnedTime, "adaptive": AdaptiveTime}[config.heat_time_mode]
+    return kind(config.num_attention_heads, start, lowest, highest)
 
-    On CPUs the backward pass of torch 2.13 in bf16 takes 7 times that of fp32 at 20 tokens, and still 1.3 times at 512.
+
+def rotate(states: Tensor, positions: Tensor | None = None, base: float = 10_000.0) -> Tensor:
+    """Rotary position embedding (Su et al., 2021) of [B, H, N, d]; angles in fp32 or better.
+
+    `positions` [B, N]; None: the first token stands at 0.
     """
-    slow = query.device.type == "cpu" and query.dtype is torch.bfloat16 and query.requires_grad
-    if slow and not torch.compiler.is_compiling() and query.shape[-2] <= 512:
-        with torch.autocast("cpu", enabled=False):
-            mixed = F.scaled_dot_product_attention(
-                query.float(), key.float(), value.float(), attn_mask=mask, dropout_p=dropout
-            )
-        return mixed.to(query.dtype)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-
-
-def rotate(states: Tensor, base: float = 10_000.0) -> Tensor:
-    """Rotary position embedding (Su et al., 2021) of [B, H, N, d]; angles in fp32 or better, position 0 is the first token."""
     half = states.shape[-1] // 2
     precision = torch.promote_types(states.dtype, torch.float32)
     frequency = base ** (-torch.arange(half, device=states.device, dtype=precision) / half)
-    angle = torch.arange(states.shape[-2], device=states.device, dtype=precision)[:, None] * frequency
+    if positions is None:
+        positions = torch.arange(states.shape[-2], device=states.device).unsqueeze(0)
+    angle = positions[:, None, :, None].to(precision) * frequency
     cos, sin = angle.cos().to(states.dtype), angle.sin().to(states.dtype)
     first, second = states[..., :half], states[..., half:]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-MIXERS = {"neighbor": NeighborMixer, "softmax": SoftmaxMixer}
+MIXERS = {"neighbor": NeighborMixer, "softmax": HeatKernelMixer, "heat_kernel": HeatKernelMixer}

@@ -1,0 +1,153 @@
+"""Causal language models of every mixer: no future, the same with a cache and without, wherever padding stands."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from diffmix import DiffmixConfig, DiffmixForCausalLM
+
+VARIANTS = {
+    "neighbor": {"neighbor_offsets": [-3, -1, 0, 1]},
+    "neighbor_shared": {"neighbor_shared_steps": True, "neighbor_update": "mlp_then_mix"},
+    "neighbor_learned_positions": {"position_embedding": "learned"},
+    "softmax": {"mixer": "softmax"},
+    "softmax_qk_norm": {"mixer": "softmax", "attention_qk_norm": True, "num_key_value_heads": 1},
+    "heat": {"mixer": "heat_kernel"},
+    "heat_squared": {"mixer": "heat_kernel", "heat_form": "squared", "heat_locality": 0.2},
+    "heat_normalized_learned": {"mixer": "heat_kernel", "heat_form": "normalized", "heat_time_mode": "learned"},
+    "heat_adaptive": {"mixer": "heat_kernel", "heat_time_mode": "adaptive", "num_key_value_heads": 2},
+    "heat_learned_positions": {"mixer": "heat_kernel", "position_embedding": "learned"},
+}
+
+
+def make(variant, dtype=torch.float64):
+    torch.manual_seed(1)
+    small = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "hidden_dropout": 0.0,
+    }
+    model = (
+        DiffmixForCausalLM(DiffmixConfig(**small | {"max_position_embeddings": 64} | VARIANTS[variant]))
+        .eval()
+        .to(dtype)
+    )
+    for name, parameter in model.named_parameters():
+        if "time" in name:  # so that times differ
+            torch.nn.init.normal_(parameter)
+    return model
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_future_changes_nothing(variant):
+    model = make(variant)
+    ids = torch.randint(1, 40, (2, 30))
+    before = model(ids).logits
+    for at in (1, 11, 29):
+        changed = ids.clone()
+        changed[:, at:] = torch.randint(1, 40, (2, 30 - at))
+        torch.testing.assert_close(model(changed).logits[:, :at], before[:, :at], atol=1e-10, rtol=1e-8)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.data())
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_cache_changes_nothing(variant, data):
+    model = make(variant)
+    length = data.draw(st.integers(2, 20))
+    ids = torch.randint(1, 40, (2, length))
+    cuts = sorted(data.draw(st.sets(st.integers(1, length - 1), max_size=4)))
+    whole = model(ids).logits
+    past, parts = None, []
+    for first, last in zip([0, *cuts], [*cuts, length], strict=True):
+        output = model(ids[:, first:last], past_key_values=past, use_cache=True)
+        past = output.past_key_values
+        parts.append(output.logits)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-9, rtol=1e-7)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_left_padding_changes_nothing(variant, use_cache):
+    model = make(variant)
+    rows = [[5, 6, 7, 8, 9], [11, 12]]
+    ids = torch.tensor([[5, 6, 7, 8, 9], [3, 3, 3, 11, 12]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]])
+    logits = model(ids, attention_mask=mask, use_cache=use_cache).logits
+    for row, tokens in enumerate(rows):
+        alone = model(torch.tensor([tokens])).logits[0]
+        torch.testing.assert_close(logits[row, -len(tokens) :], alone, atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_generates_what_repeated_argmax_gives(variant):
+    model = make(variant)
+    ids = torch.tensor([[5, 6, 7, 8, 9], [0, 0, 0, 11, 12]])
+    mask = (ids != 0).long()
+    with torch.inference_mode():
+        found = model.generate(ids, attention_mask=mask, max_new_tokens=7, do_sample=False, pad_token_id=0)
+        plain = ids
+        for _ in range(7):
+            grown = torch.cat([mask, torch.ones(2, plain.shape[1] - 5, dtype=torch.long)], dim=1)
+            plain = torch.cat([plain, model(plain, attention_mask=grown).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(found, plain)
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 3}, {"do_sample": True, "top_k": 5, "top_p": 0.9, "temperature": 0.7}]
+)
+@pytest.mark.parametrize("variant", ["neighbor", "heat_adaptive"])
+def test_beams_and_sampling_run(variant, options):
+    model = make(variant, torch.float32)
+    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    out = model.generate(ids, max_new_tokens=5, pad_token_id=0, eos_token_id=None, **options)
+    assert out.shape == (2, 8)
+    assert torch.equal(out[:, :3], ids)
+
+
+def test_beams_with_a_cache_are_those_without():
+    for variant in ("neighbor", "heat"):
+        model = make(variant)
+        options = {"max_new_tokens": 6, "num_beams": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+        assert torch.equal(model.generate(ids, **options), model.generate(ids, use_cache=False, **options)), variant
+
+
+def test_the_loss_is_that_of_the_next_token_and_blocks_change_nothing(monkeypatch):
+    model = make("heat").train()
+    ids = torch.randint(1, 40, (3, 12))
+    labels = ids.clone()
+    labels[1, 5:] = -100
+    logits = model.eval()(ids).logits
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(model(ids, labels=labels).loss, expected, check_dtype=False)
+    monkeypatch.setattr("diffmix.models.language.SCORED_AT_ONCE", 40 * 7)
+    loss = model.train()(ids, labels=labels).loss
+    torch.testing.assert_close(loss, expected, check_dtype=False)
+    wanted = torch.autograd.grad(expected, list(model.parameters()))
+    for grad, other in zip(torch.autograd.grad(loss, list(model.parameters())), wanted, strict=True):
+        torch.testing.assert_close(grad, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_survives_a_round_trip(variant, tmp_path):
+    model = make(variant, torch.float32)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.randint(1, 40, (2, 9))
+    assert again.config.is_causal
+    assert torch.equal(model(ids).logits, again(ids).logits)
+    assert again.decoder.weight is again.get_input_embeddings().weight
+
+
+def test_what_a_cache_cannot_do_is_said():
+    model = make("neighbor_shared")
+    model.config.neighbor_tolerance = 0.1
+    with pytest.raises(ValueError, match="set neighbor_tolerance=None"):
+        model(torch.ones(1, 3, dtype=torch.long), use_cache=True)
+    with pytest.raises(ValueError, match="with the cached tokens"):
+        make("heat")(torch.ones(1, 3, dtype=torch.long), attention_mask=torch.ones(1, 2), use_cache=True)
