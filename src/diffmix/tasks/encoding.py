@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerFast
 from diffmix.tasks.examples import Examples, StreamedExamples
 
 _BATCH = 1024  # texts encoded at a time
-LENGTH_MULTIPLE = 8  # of padded lengths
 
 
 class EncodedDataset(Dataset):
@@ -126,12 +125,16 @@ def rows_of_length(tokens: int, rows: int) -> EncodedDataset:
 
 
 def round_length(tokens: int) -> int:
-    """The least multiple of 8 that holds `tokens`, and at least 8."""
-    return -(-max(1, tokens) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    """The padded length of `tokens`: multiples of 8 up to 128, then eight lengths between a power of two and the next.
+
+    1 … 8 → 8, …, 121 … 128 → 128, 129 … 144 → 144, …, 481 … 512 → 512: at most an eighth more, on average a 24th.
+    """
+    step = max(8, 2 ** ((max(1, tokens) - 1).bit_length() - 4))
+    return -(-max(1, tokens) // step) * step
 
 
 class PaddingCollator:
-    """Rows to a batch, padded on the right to the longest of them, rounded up to a multiple of 8 (not beyond `longest`).
+    """Rows to a batch, padded on the right to the longest of them, rounded up by `round_length` (not beyond `longest`).
 
     Few different shapes: oneDNN prepares each product anew for a shape that it has not seen, and keeps what it prepared.
 

@@ -106,10 +106,11 @@ class FolderSource:
 class HubSource:
     """A data set of the Hugging Face hub, read through `datasets` (the extra `hub`)."""
 
-    def __init__(self, dataset: str, splits: dict[str, str]):
+    def __init__(self, dataset: str, splits: dict[str, str], configuration: str | None = None):
         self.name = f"hub {dataset}"
         self._dataset = dataset
         self._splits = splits  # our name → the hub's
+        self._configuration = configuration
 
     def has(self, split: str) -> bool:
         """Whether the hub has labelled rows for `split` (unlabelled ones for "unsupervised")."""
@@ -126,7 +127,7 @@ class HubSource:
                 "folder of data sets, or run: pip install 'diffmix[hub]'"
             ) from None
         try:
-            table = load_dataset(self._dataset, split=self._splits[split]).with_format("arrow")[:]
+            table = load_dataset(self._dataset, self._configuration, split=self._splits[split]).with_format("arrow")[:]
         except Exception as error:  # datasets raises many types: no network, no such repository, no such split
             raise RequestError(
                 f"{place} ({split}) could not be had from the Hugging Face hub: {type(error).__name__}: {_one_line(error)}; "

@@ -1,0 +1,189 @@
+"""Text to learn a language model from: splits of documents, and windows of their tokens that score every target once.
+
+n: tokens of a split.  L: targets of a window.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from diffmix.errors import RequestError
+from diffmix.tasks.examples import cut
+from diffmix.tasks.sources import Columns, HubSource, find_source
+
+_ARTICLE = re.compile(r" = [^=].* = \n?")  # WikiText's heading of an article; " = = Section = = " is not one
+
+
+@dataclass(frozen=True)
+class Documents:
+    """A split: its documents in order."""
+
+    texts: Sequence[str]
+    words: int  # what word-level perplexity divides by
+    bytes: int  # what bits per byte divides by: UTF-8, of all texts
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Documents:
+        """Count words as word-level language models do: what stands between blanks, and one end mark a line."""
+        kept = [text for text in texts if text]
+        words = sum(len(text.split()) + text.count("\n") for text in kept)
+        return cls(kept, words, sum(len(text.encode()) for text in kept))
+
+
+@dataclass(frozen=True)
+class LanguageData:
+    """The text of a task. Test is not read until `load_test` is called, once, at the end."""
+
+    name: str
+    train: Documents
+    validation: Documents
+    load_test: Callable[[], Documents]
+    facts: dict[str, str | int | float]
+
+
+def load_wikitext2(data: str | Path | None, on_notice: Callable[[str], None] = print) -> LanguageData:
+    """WikiText-2 in its word-level form, article by article (Merity et al., 2017)."""
+    splits = {"train": "train", "validation": "validation", "test": "test"}
+    source = find_source("wikitext-2-v1", data, HubSource("Salesforce/wikitext", splits, "wikitext-2-v1"), on_notice)
+
+    def read(split: str) -> Documents:
+        if not source.has(split):
+            raise RequestError(f"wikitext-2-v1: {source.name} has no {split} split; put {split}.parquet beside train.parquet")
+        rows, _ = source.read(split, Columns(labelled=False))
+        return Documents.of(articles(rows.texts.to_pylist()))
+
+    return LanguageData(
+        "wikitext2",
+        read("train"),
+        read("validation"),
+        lambda: read("test"),
+        {"source": source.name, "form": "word level"},
+    )
+
+
+def articles(lines: Iterable[str]) -> list[str]:
+    """WikiText's lines joined to articles, each line with its end; what stands before the first heading is one, too."""
+    documents: list[list[str]] = [[]]
+    for line in lines:
+        if _ARTICLE.fullmatch(line):
+            documents.append([])
+        documents[-1].append(line if line.endswith("\n") else line + "\n")
+    return ["".join(lines) for lines in documents]
+
+
+def load_python_docs(seed: int) -> LanguageData:
+    """The language reference that ships with every Python, topic by topic; a tenth each is validation and test."""
+    from pydoc_data.topics import topics
+
+    texts = np.array([topics[name] for name in sorted(topics)], dtype=object)
+    everything = np.zeros(len(texts), dtype=np.int64)
+    rest, test = cut(everything, 0.1, seed)
+    train, validation = cut(everything[rest], 1 / 9, seed)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return LanguageData(
+        "python_docs",
+        Documents.of(texts[rest][train]),
+        Documents.of(texts[rest][validation]),
+        lambda: Documents.of(texts[test]),
+        {
+            "source": f"pydoc_data of Python {version}",
+            "topics": len(texts),
+            "validation": f"cut by topic (seed {seed})",
+        },
+    )
+
+
+def load_tiny_shakespeare(data: str | Path | None) -> LanguageData:
+    """Tiny Shakespeare: the first 80 % is train, then 10 % each for validation and test; a document is a speech."""
+    root = data if data is not None else os.environ.get("DIFFMIX_DATA")
+    places = [] if root is None else [Path(root), Path(root) / "input.txt", Path(root) / "tiny_shakespeare/input.txt"]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise RequestError(
+            "tiny_shakespeare: no input.txt was found; give its file or folder with --data, or set $DIFFMIX_DATA to a "
+            "folder that holds tiny_shakespeare/input.txt"
+        )
+    text = read_text(path)
+
+    def part(first: float, last: float) -> Documents:
+        piece = text[round(first * len(text)) : round(last * len(text))]
+        return Documents.of(re.split(r"(?<=\n\n)", piece))
+
+    return LanguageData(
+        "tiny_shakespeare",
+        part(0, 0.8),
+        part(0.8, 0.9),
+        lambda: part(0.9, 1),
+        {"source": path.name, "characters": len(text)},
+    )
+
+
+def read_text(path: Path) -> str:
+    """A text file. Raises RequestError, with the place, for one that is empty or not UTF-8 text."""
+    raw = path.read_bytes()
+    if not raw.strip():
+        raise RequestError(f"{path}: is empty; give a file with text")
+    if b"\0" in raw:
+        raise RequestError(f"{path}: byte {raw.index(0)} is 0, which no text has; give a text file")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"{path}: byte {error.start} is not UTF-8; convert the file, for example with iconv -t UTF-8"
+        ) from None
+
+
+class TokenWindows(Dataset[dict[str, Any]]):
+    """The tokens of a split, one document after another, in windows that do not overlap but for one token.
+
+    Window k is {"input_ids": int32 [≤ L + 1]}: tokens kL … kL + L. Each token but the first is the target of exactly one
+    window, and the first is an end mark where the tokenizer has one, so that every token of the text is scored once.
+    """
+
+    def __init__(self, documents: Documents, tokenizer: PreTrainedTokenizerBase, length: int):
+        if length < 1:
+            raise ValueError(f"length: got {length}; give 1 or more targets a window")
+        self.length = length
+        parts, owners = [], []
+        mark = tokenizer.eos_token_id
+        if mark is not None:
+            parts.append(np.array([mark], dtype=np.int32))
+            owners.append(np.array([0], dtype=np.int32))
+        for start in range(0, len(documents.texts), 256):
+            batch = list(documents.texts[start : start + 256])
+            for offset, ids in enumerate(tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]):
+                parts.append(np.asarray(ids, dtype=np.int32))
+                owners.append(np.full(len(ids), start + offset, dtype=np.int32))
+        self.tokens = np.concatenate(parts)  # [n]
+        self.owners = np.concatenate(owners)  # [n], the document of each token
+        if len(self.tokens) < 2:
+            raise RequestError("the text has fewer than two tokens: give more of it")
+
+    def __len__(self) -> int:
+        return -(-(len(self.tokens) - 1) // self.length)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        first = range(len(self))[index] * self.length
+        return {"input_ids": self.tokens[first : first + self.length + 1]}
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each window, int64."""
+        lengths = np.full(len(self), self.length + 1, dtype=np.int64)
+        lengths[-1] = len(self.tokens) - (len(self) - 1) * self.length
+        return lengths
+
+    def documents(self, index: int) -> np.ndarray:
+        """The document of each target of a window, int32 [≤ L]."""
+        first = index * self.length + 1
+        return self.owners[first : first + self.length]
