@@ -61,3 +61,16 @@ def test_takes_wordpiece_only():
     tokenizer = build_tokenizer("bytes", TEXTS, max_length=9)
     with pytest.raises(ValueError, match="WordPiece"):
         SubwordDropout(TEXTS, None, tokenizer, max_length=9, probability=0.1, seed=0)
+
+
+def test_refuses_a_tokenizer_that_adds_special_tokens(tokenizer):
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+    backend.post_processor = TemplateProcessing(
+        single="[CLS] $A", special_tokens=[("[CLS]", backend.token_to_id("[CLS]"))]
+    )
+    marked = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]")
+    with pytest.raises(ValueError, match="adds special tokens"):
+        SubwordDropout(TEXTS, None, marked, max_length=9, probability=0.1, seed=0)

@@ -79,3 +79,25 @@ def test_an_unknown_memory_changes_nothing(monkeypatch):
 )
 def test_halvings(rows, fitting, expected):
     assert batch_size.halvings(rows, fitting) == expected
+
+
+def test_a_device_that_does_not_hold_one_row_is_said(monkeypatch, tmp_path):
+    """On CUDA the batch is halved until it fits; here every size runs out of memory."""
+    from diffmix.errors import RunError
+    from diffmix.training import fitting
+    from diffmix.training.recipe import load_recipe
+
+    tried = []
+
+    def run_out(self, micro, *rest):
+        tried.append(micro)
+        raise RuntimeError("CUDA out of memory.")
+
+    monkeypatch.setattr(fitting.Fitter, "_fit_with", run_out)
+    fitter = fitting.Fitter(load_recipe("digits", ["batch_size=12"]), tmp_path, "cuda", "fp32", 0, print)
+    monkeypatch.setattr(fitting, "environment", lambda device: {})
+    with pytest.raises(RunError, match="does not hold a training step of one row: lower max_length"):
+        fitter.fit(lambda: None, [0] * 20, None, None, None, None, "nll")
+    assert tried[0] == 12
+    assert tried[-1] == 1
+    assert tried == sorted(set(tried), reverse=True)

@@ -113,3 +113,20 @@ def test_a_tokenizer_without_a_mask_token_is_refused(names_csv, tmp_path, monkey
     with pytest.raises(RequestError, match="mask token"):
         train(recipe, names_csv, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_blocks_of_any_length_fit_learned_positions(names_csv, tmp_path):
+    lengths = ["pretraining.max_length=13", "max_length=13", "position_embedding=learned"]
+    recipe = load_recipe("text_file", [*SMALL, *PRETRAINING, *lengths, "max_steps=1"])
+    assert train(recipe, names_csv, tmp_path / "run")["test/n"] > 0
+
+
+def test_a_texts_mean_state_can_help_to_restore_its_tokens(names_csv, tmp_path):
+    recipe = load_recipe(
+        "text_file",
+        [*SMALL, *PRETRAINING, "pretraining.document_context=true", "pretraining.sampled_softmax=50", "max_steps=1"],
+    )
+    train(recipe, names_csv, tmp_path / "run")
+    masked = load_file(tmp_path / "run/pretraining/model.safetensors")
+    assert masked["context.weight"].abs().max() > 0
+    assert not any(name.startswith("context") for name in load_file(tmp_path / "run/model.safetensors"))

@@ -98,7 +98,8 @@ class StreamingCalibration:
                 for weights in (np.ones_like(confidence), confidence, correct)
             ]
             sums = np.concatenate([columns[own].sum(axis=0), *in_bins])
-            self._documents[int(one)] = self._documents.get(int(one), 0.0) + sums
+            before = self._documents.get(int(one))
+            self._documents[int(one)] = sums if before is None else before + sums
 
     def metrics(self, *, bootstrap: int = 1000, seed: int = 0) -> dict[str, float]:
         """What the predictions come to.
