@@ -167,10 +167,6 @@ def test_the_published_radius_is_not_safe_and_ours_is():
     key = -query.clone()
     far = int(published) + 2
     key[:, :, keys - 1 - far, 0] = 1
-    weight = reference.heat_kernel_attention(
-        query, key, torch.eye(keys, dtype=torch.float64)[None, None, :, :4].contiguous(), time, form="normalized"
-    )
-    assert weight.isfinite().all()
     score = (query[0, 0, -1] @ key[0, 0].T) / (2 * time)
     score = score - locality * torch.arange(keys - 1, -1, -1) ** 2 / (4 * time)
     skipped = score.softmax(0)[: keys - 1 - int(published)].sum()

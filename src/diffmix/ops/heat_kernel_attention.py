@@ -57,7 +57,7 @@ def heat_kernel_attention(
     Raises:
         ValueError: an argument that does not fit.
 
-    Source: Curry (2025); see `docs/` for what its claims are worth.
+    Source: Curry (2025).
     """
     check_heat_kernel_attention(query, key, value, time, attn_mask, dropout_p, form, locality, enable_gqa)
     device = query.device.type

@@ -58,7 +58,9 @@ def load_wikitext2(data: str | Path | None, on_notice: Callable[[str], None] = p
 
     def read(split: str) -> Documents:
         if not source.has(split):
-            raise RequestError(f"wikitext-2-v1: {source.name} has no {split} split; put {split}.parquet beside train.parquet")
+            raise RequestError(
+                f"wikitext-2-v1: {source.name} has no {split} split; put {split}.parquet beside train.parquet"
+            )
         rows, _ = source.read(split, Columns(labelled=False))
         return Documents.of(articles(rows.texts.to_pylist()))
 
