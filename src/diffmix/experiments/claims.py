@@ -248,7 +248,9 @@ def _linear(result: Mapping[str, Any]) -> Finding:
 
 
 _RATIO_RULE = "holds if every pair of measurements reaches {target}x, does not hold if none does, else undecided"
-_PAIRED = "processes in turn, one training step of the paper's preset and of DistilBERT's shape, same dtype and optimizer"
+_PAIRED = (
+    "processes in turn, one training step of the paper's preset and of DistilBERT's shape, same dtype and optimizer"
+)
 _COMPARE_AG = (
     "diffmix compare ag_news ag_news_paper ag_news:model=tfidf ag_news:model=distilbert,learning_rate=0.0001 --seeds 3"
 )
