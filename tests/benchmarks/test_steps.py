@@ -64,7 +64,7 @@ def test_an_epoch_counts_real_tokens_and_padding(rows, pad_to, computed):
         baseline=0,
     )
     assert measured["real_tokens"] == 78
-    if pad_to is None:  # rows of like lengths stand together: 4 x (4 + 8 + 12)
-        assert measured["computed_tokens"] == 96
+    if pad_to is None:  # rows of like lengths stand together, padded to eights: 4 x (8 + 8 + 16)
+        assert measured["computed_tokens"] == 128
     else:
         assert measured["computed_tokens"] == computed
