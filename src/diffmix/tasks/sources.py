@@ -110,7 +110,7 @@ class HubSource:
         self.name = f"hub {dataset}"
         self._dataset = dataset
         self._splits = splits  # our name → the hub's
-        self._configuration = configuration
+        self._dataset_and_configuration = (dataset,) if configuration is None else (dataset, configuration)
 
     def has(self, split: str) -> bool:
         """Whether the hub has labelled rows for `split` (unlabelled ones for "unsupervised")."""
@@ -127,7 +127,7 @@ class HubSource:
                 "folder of data sets, or run: pip install 'diffmix[hub]'"
             ) from None
         try:
-            table = load_dataset(self._dataset, self._configuration, split=self._splits[split]).with_format("arrow")[:]
+            table = load_dataset(*self._dataset_and_configuration, split=self._splits[split]).with_format("arrow")[:]
         except Exception as error:  # datasets raises many types: no network, no such repository, no such split
             raise RequestError(
                 f"{place} ({split}) could not be had from the Hugging Face hub: {type(error).__name__}: {_one_line(error)}; "
