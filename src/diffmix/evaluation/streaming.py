@@ -97,7 +97,7 @@ class StreamingCalibration:
                 np.bincount(index[own], weights=weights[own], minlength=self.bins)
                 for weights in (np.ones_like(confidence), confidence, correct)
             ]
-            sums = np.concatenate([columns[own].sum(axis=0), *in_bins])
+            sums = np.concatenate([columns[own].sum(axis=0), *in_bins], dtype=np.float64)
             before = self._documents.get(int(one))
             self._documents[int(one)] = sums if before is None else before + sums
 
