@@ -51,3 +51,17 @@ def write_pairs(path: Path) -> Path:
             other = code if same else codes[(index * 7 + 3) % len(codes)]
             writer.writerow([german[code], french[other], "same" if same else "different"])
     return path
+
+
+SMALL_LANGUAGE = [
+    "tokenizer=bytes",
+    "max_length=64",
+    "hidden_size=32",
+    "num_hidden_layers=2",
+    "num_attention_heads=2",
+    "batch_size=8",
+    "limit=160",
+    "max_steps=18",
+    "learning_rate=5e-3",
+    "dtype=fp32",
+]

@@ -31,24 +31,15 @@ def evaluate(
     split: Annotated[Split, typer.Option(help="The split to measure.")] = Split.test,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure a trained model: accuracy, macro-F1, NLL, Brier score and calibration, with intervals."""
-    from diffmix.evaluation import classification_metrics
-    from diffmix.training.prediction import labels_for, load_classifier
+    """Measure a trained model: accuracy, macro-F1, NLL, Brier score and calibration, with intervals.
 
-    classifier = load_classifier(model)
+    Of a language model: perplexity a token and a word, bits a byte, NLL, Brier score and calibration.
+    """
+    from diffmix.tasks.language import LanguageData
+
     task_data = _task_data(model, task, data)
-    examples: Any = {
-        "train": lambda: task_data.train,
-        "validation": lambda: task_data.validation,
-        "test": task_data.load_test,
-    }[split.value]()
-    if examples is None:
-        raise RequestError(f"task {task_data.name} has no labelled test rows: give --split validation")
-    if not hasattr(examples, "take"):
-        raise RequestError("the train split is streamed from disk and not measured: give --split validation or test")
-    labels = labels_for(examples, task_data.label_names, classifier.label_names)
-    metrics = classification_metrics(classifier.probabilities(examples), labels)
-    metrics = {f"{split.value}/{key}": value for key, value in metrics.items()}
+    of = _language_metrics if isinstance(task_data, LanguageData) else _classification_metrics
+    metrics = {f"{split.value}/{key}": value for key, value in of(model, task_data, split).items()}
     if as_json:
         typer.echo(json.dumps(metrics))
         return
@@ -56,24 +47,59 @@ def evaluate(
         typer.echo(line.replace("test/", f"{split.value}/", 1))
 
 
+def _language_metrics(model: Path, task: Any, split: Split) -> dict[str, float]:
+    from diffmix.evaluation.language import language_metrics
+    from diffmix.training.language import load_language_model
+
+    loaded = load_language_model(model)
+    documents = _split(task, split)
+    if documents is None:
+        raise RequestError(f"task {task.name} has no test split: give --split validation")
+    return language_metrics(loaded.score(documents), documents)
+
+
+def _classification_metrics(model: Path, task: Any, split: Split) -> dict[str, float]:
+    from diffmix.evaluation import classification_metrics
+    from diffmix.training.prediction import labels_for, load_classifier
+
+    classifier = load_classifier(model)
+    examples = _split(task, split)
+    if examples is None:
+        raise RequestError(f"task {task.name} has no labelled test rows: give --split validation")
+    if not hasattr(examples, "take"):
+        raise RequestError("the train split is streamed from disk and not measured: give --split validation or test")
+    labels = labels_for(examples, task.label_names, classifier.label_names)
+    return classification_metrics(classifier.probabilities(examples), labels)
+
+
+def _split(task: Any, split: Split) -> Any:
+    return task.load_test() if split is Split.test else getattr(task, split.value)
+
+
 def _task_data(model: Path, task: str | None, data: Path | None) -> Any:
     """The data that the run was trained on, or another task's."""
     from diffmix.tasks import load_task
+    from diffmix.tasks.language import LANGUAGE_TASKS, load_language
     from diffmix.training.recipe import load_recipe
     from diffmix.training.run_folder import recorded_data
 
     notices: dict[str, Any] = {"on_notice": lambda line: typer.echo(line, err=True)}
-    file = model / "recipe.yaml"
-    if not file.is_file():
-        if task is None:
-            raise RequestError(f"{model} has no recipe.yaml that names its task: give --task")
-        return load_task(task, data=data, **notices)
-    recipe = load_recipe(file)
-    if task is not None and task != recipe.task:
-        return load_task(task, data=data, **notices)
+    recipe = load_recipe(model / "recipe.yaml") if (model / "recipe.yaml").is_file() else None
+    if recipe is None and task is None:
+        raise RequestError(f"{model} has no recipe.yaml that names its task: give --task")
+    own = recipe is not None and task in (None, recipe.task)
+    name = recipe.task if recipe is not None and own else task
+    assert name is not None
+    if own and data is None:
+        recorded = recorded_data(model)
+        data = None if recorded is None else Path(recorded)
+    if name in LANGUAGE_TASKS:
+        return load_language(name, data=data, **notices)
+    if recipe is None or not own:
+        return load_task(name, data=data, **notices)
     return load_task(
-        recipe.task,
-        data=data if data is not None else recorded_data(model),
+        name,
+        data=data,
         validation_fraction=recipe.validation_fraction,
         text_column=recipe.text_column,
         pair_column=recipe.pair_column,

@@ -19,6 +19,8 @@ from diffmix.cli.compare import compare
 from diffmix.cli.data import data
 from diffmix.cli.demo import demo
 from diffmix.cli.evaluate import evaluate
+from diffmix.cli.generate import generate
+from diffmix.cli.language_arguments import standard_arguments
 from diffmix.cli.predict import predict
 from diffmix.cli.report import report
 from diffmix.cli.train import train
@@ -32,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (train, evaluate, predict, compare, bench, report, data, demo):
+for verb in (train, evaluate, predict, generate, compare, bench, report, data, demo):
     app.command()(verb)
 
 
@@ -59,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         warnings.simplefilter("ignore")  # they speak to developers
     try:
-        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        code = app(
+            args=standard_arguments(sys.argv[1:] if arguments is None else list(arguments)), standalone_mode=False
+        )
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -36,6 +36,19 @@ class ConfidenceBins:
         deviation = sum(_binomial_mean_absolute_deviation(n, s / n) for n, s in zip(counts, sums, strict=True) if n)
         return deviation / int(self.count.sum())
 
+    def rows(self) -> list[dict[str, float | int | None]]:
+        """The reliability diagram's data: see `reliability`."""
+        return [
+            {
+                "low": float(self.edges[b]),
+                "high": float(self.edges[b + 1]),
+                "confidence": float(self.confidence_sum[b] / n) if n else None,
+                "accuracy": float(self.correct_sum[b] / n) if n else None,
+                "count": int(n),
+            }
+            for b, n in enumerate(self.count)
+        ]
+
 
 def confidence_and_correctness(
     probabilities: NDArray[np.floating], labels: NDArray[np.int64]
@@ -96,19 +109,9 @@ def reliability(
     Raises:
         ValueError: see `diffmix.evaluation.inputs.check_predictions`; bins < 1.
     """
-    filled = fill_bins(
+    return fill_bins(
         *confidence_and_correctness(*check_predictions(probabilities, labels)), bins, equal_mass=equal_mass
-    )
-    return [
-        {
-            "low": float(filled.edges[b]),
-            "high": float(filled.edges[b + 1]),
-            "confidence": float(filled.confidence_sum[b] / n) if n else None,
-            "accuracy": float(filled.correct_sum[b] / n) if n else None,
-            "count": int(n),
-        }
-        for b, n in enumerate(filled.count)
-    ]
+    ).rows()
 
 
 def expected_calibration_error(

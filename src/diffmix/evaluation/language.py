@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 
 from diffmix.evaluation.streaming import StreamingCalibration
 from diffmix.tasks.language import Documents, TokenWindows
@@ -29,38 +30,55 @@ def score_text(
 
     Args:
         model: maps input_ids [B, N] to `.logits` [B, N, V]; its mode is left as it was.
-        windows: of at most the length that the model takes.
+        windows: of at most as many targets as the model takes tokens.
         batch_size: windows at once.
         dtype: "fp32", or "bf16" or "fp16" for autocast.
         bins: of the expected calibration error.
         temperature: logits are divided by it.
-        on_batch: told how many windows are done, after each batch.
+        on_batch: told how many windows were scored, after each batch.
     """
-    device = next(model.parameters()).device
     calibration = StreamingCalibration(bins)
+    for numbers, logits, targets in _predictions(model, windows, range(len(windows)), batch_size, dtype):
+        for number, scores, tokens in zip(numbers, logits, targets, strict=True):
+            owners = torch.from_numpy(windows.documents(number)).long()
+            for part in torch.arange(len(owners)).split(max(1, _SCORES_AT_ONCE // scores.shape[-1])):
+                calibration.update(scores[part].float() / temperature, tokens[part], owners[part])
+        on_batch(len(numbers))
+    return calibration
+
+
+@torch.inference_mode()
+def total_nll(
+    model: torch.nn.Module, windows: TokenWindows, numbers: Sequence[int], *, batch_size: int = 8, dtype: str = "fp32"
+) -> tuple[float, int]:
+    """(summed negative log-likelihood in nats, number of targets) over some windows: what validation asks for."""
+    total, count = 0.0, 0
+    for _, logits, targets in _predictions(model, windows, numbers, batch_size, dtype):
+        for scores, tokens in zip(logits, targets, strict=True):
+            total += float(F.cross_entropy(scores[: len(tokens)].float(), tokens, reduction="sum"))
+            count += len(tokens)
+    return total, count
+
+
+def _predictions(
+    model: torch.nn.Module, windows: TokenWindows, numbers: Sequence[int], batch_size: int, dtype: str
+) -> Iterator[tuple[Sequence[int], torch.Tensor, list[torch.Tensor]]]:
+    """Batches of window numbers, logits [b, ≥ L, V] and each window's targets [≤ L]; the model's mode is put back."""
+    device = next(model.parameters()).device
+    autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(dtype)
     was_training = model.training
     model.eval()
-    autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(dtype)
-    done = 0
     try:
-        for start in range(0, len(windows), batch_size):
-            numbers = range(start, min(start + batch_size, len(windows)))
-            rows = [torch.from_numpy(windows[number]["input_ids"]).long() for number in numbers]
-            owners = [torch.from_numpy(windows.documents(number)).long() for number in numbers]
-            # Causally, what is filled up behind a row changes nothing before it.
+        for start in range(0, len(numbers), batch_size):
+            chosen = numbers[start : start + batch_size]
+            rows = [torch.from_numpy(windows[number]["input_ids"]).long() for number in chosen]
+            # What is filled up behind a row changes nothing before it, since no token hears the future.
             ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-            context = contextlib.nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast)
-            with context:
+            with torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext():
                 logits = model(input_ids=ids[:, :-1]).logits
-            for row, document, scores in zip(rows, owners, logits, strict=True):
-                targets = row[1:].to(device)
-                for part in torch.arange(len(targets)).split(max(1, _SCORES_AT_ONCE // scores.shape[-1])):
-                    calibration.update(scores[part].float() / temperature, targets[part], document[part])
-            done += len(rows)
-            on_batch(done)
+            yield chosen, logits, [row[1:].to(device) for row in rows]
     finally:
         model.train(was_training)
-    return calibration
 
 
 def language_metrics(

@@ -5,7 +5,9 @@ B batch, H heads, N_q queries, N_k keys, D channels of a head.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -132,6 +134,42 @@ class AdaptiveTime(nn.Module):
             hidden = F.gelu(features @ self.hidden_weight.to(features.dtype) + self.hidden_bias.to(features.dtype))
             logit = hidden @ self.output_weight.to(features.dtype) + self.output_bias.to(features.dtype)
             return _between(logit, self.bounds)
+
+
+@contextlib.contextmanager
+def recorded_times(model: nn.Module) -> Iterator[dict[str, list[dict[str, float]]]]:
+    """The times that the blocks of `model` use while it runs inside: module name → for each head mean, std, min, max.
+
+    Filled at the end; empty where every time is fixed.
+    """
+    seen: dict[str, list[Tensor]] = {}
+
+    def record(name: str, time: Tensor) -> None:
+        flat = time.detach().double().transpose(0, -3).flatten(1)  # [H, B·N_q]
+        count = flat.new_full(flat.shape[:1], flat.shape[1])
+        parts = [count, flat.sum(1), flat.square().sum(1), flat.amin(1), flat.amax(1)]
+        before = seen.get(name)
+        if before is not None:
+            parts = [*(a + b for a, b in zip(before[:3], parts[:3], strict=True)),
+                     torch.minimum(before[3], parts[3]), torch.maximum(before[4], parts[4])]  # fmt: skip
+        seen[name] = parts
+
+    handles = [
+        module.register_forward_hook(lambda _m, _i, time, name=name: record(name, time))
+        for name, module in model.named_modules()
+        if isinstance(module, LearnedTime | AdaptiveTime)
+    ]
+    times: dict[str, list[dict[str, float]]] = {}
+    try:
+        yield times
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, (count, total, square, lowest, highest) in seen.items():
+        mean = total / count
+        deviation = (square / count - mean.square()).clamp(min=0).sqrt()
+        columns = {"mean": mean, "std": deviation, "min": lowest, "max": highest}
+        times[name] = [{key: float(column[head]) for key, column in columns.items()} for head in range(len(mean))]
 
 
 def _logit(start: float, bounds: tuple[float, float]) -> float:

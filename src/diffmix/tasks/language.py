@@ -5,6 +5,7 @@ n: tokens of a split.  L: targets of a window.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import sys
@@ -21,6 +22,8 @@ from diffmix.errors import RequestError
 from diffmix.tasks.examples import cut
 from diffmix.tasks.sources import Columns, HubSource, find_source
 
+LANGUAGE_TASKS = ("wikitext2", "wikitext103", "tiny_shakespeare", "python_docs", "plain_text")
+_ENDINGS = (".txt", ".md", ".rst")  # of files of plain text
 _ARTICLE = re.compile(r" = [^=].* = \n?")  # WikiText's heading of an article; " = = Section = = " is not one
 
 
@@ -47,25 +50,49 @@ class LanguageData:
     name: str
     train: Documents
     validation: Documents
-    load_test: Callable[[], Documents]
+    load_test: Callable[[], Documents | None]  # None: the source has no test split
     facts: dict[str, str | int | float]
 
 
-def load_wikitext2(data: str | Path | None, on_notice: Callable[[str], None] = print) -> LanguageData:
-    """WikiText-2 in its word-level form, article by article (Merity et al., 2017)."""
+def load_language(
+    name: str, *, data: str | Path | None = None, seed: int = 0, on_notice: Callable[[str], None] = print
+) -> LanguageData:
+    """The text of a task of LANGUAGE_TASKS.
+
+    data: a folder of data-set folders or the data set's own; for `plain_text` a file, or a folder of files. None takes
+    $DIFFMIX_DATA, then the hub. seed: of the cut of python_docs and of a folder's files.
+
+    Raises RequestError, one line with the place and the mend.
+    """
+    if name not in LANGUAGE_TASKS:
+        near = difflib.get_close_matches(name, LANGUAGE_TASKS, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise RequestError(f"task: {name!r} is no language task{hint}; known: {', '.join(LANGUAGE_TASKS)}")
+    if name in ("wikitext2", "wikitext103"):
+        return load_wikitext(name, data, on_notice)
+    if name == "tiny_shakespeare":
+        return load_tiny_shakespeare(data)
+    if name == "plain_text":
+        return load_plain_text(data, seed)
+    if data is not None:
+        raise RequestError(f"data: task 'python_docs' takes none, got {str(data)!r}; leave it out")
+    return load_python_docs(seed)
+
+
+def load_wikitext(name: str, data: str | Path | None = None, on_notice: Callable[[str], None] = print) -> LanguageData:
+    """`wikitext2` or `wikitext103` in word-level form, article by article (Merity et al., 2017)."""
+    form = {"wikitext2": "wikitext-2-v1", "wikitext103": "wikitext-103-v1"}[name]
     splits = {"train": "train", "validation": "validation", "test": "test"}
-    source = find_source("wikitext-2-v1", data, HubSource("Salesforce/wikitext", splits, "wikitext-2-v1"), on_notice)
+    source = find_source(form, data, HubSource("Salesforce/wikitext", splits, form), on_notice)
 
     def read(split: str) -> Documents:
         if not source.has(split):
-            raise RequestError(
-                f"wikitext-2-v1: {source.name} has no {split} split; put {split}.parquet beside train.parquet"
-            )
+            raise RequestError(f"{form}: {source.name} has no {split} split; put {split}.parquet beside train.parquet")
         rows, _ = source.read(split, Columns(labelled=False))
         return Documents.of(articles(rows.texts.to_pylist()))
 
     return LanguageData(
-        "wikitext2",
+        name,
         read("train"),
         read("validation"),
         lambda: read("test"),
@@ -115,14 +142,62 @@ def load_tiny_shakespeare(data: str | Path | None) -> LanguageData:
             "tiny_shakespeare: no input.txt was found; give its file or folder with --data, or set $DIFFMIX_DATA to a "
             "folder that holds tiny_shakespeare/input.txt"
         )
+    return _in_order("tiny_shakespeare", path, r"(?<=\n\n)")
+
+
+def load_plain_text(data: str | Path | None, seed: int) -> LanguageData:
+    """Text of your own, UTF-8: a file, whose last tenths are validation and test, line by line; or a folder.
+
+    A folder holds train.txt and validation.txt (and test.txt), or any .txt, .md and .rst files, also further down, of
+    which a tenth each, drawn by `seed`, is validation and test.
+    """
+    if data is None:
+        raise RequestError("plain_text: no text was given; give a file or a folder of files with --data")
+    path = Path(data)
+    if path.is_file():
+        return _in_order("plain_text", path, r"(?<=\n)")
+    files = sorted(file for file in path.rglob("*") if file.suffix in _ENDINGS and file.is_file())
+    named = {file.stem: file for file in files if file.parent == path}
+    if "train" in named and "validation" in named:
+        train, validation = (Documents.of([read_text(named[split])]) for split in ("train", "validation"))
+        test = named.get("test")
+        return LanguageData(
+            "plain_text",
+            train,
+            validation,
+            lambda: None if test is None else Documents.of([read_text(test)]),
+            {"source": path.name},
+        )
+    if len(files) < 3:
+        raise RequestError(
+            f"plain_text: {path} holds {len(files)} text files ({', '.join(_ENDINGS)}); give one file, train.txt and "
+            "validation.txt, or three files or more"
+        )
+    everything = np.zeros(len(files), dtype=np.int64)
+    rest, test_files = cut(everything, 0.1, seed)
+    train, validation = cut(everything[rest], 1 / 9, seed)
+
+    def read(rows: np.ndarray) -> Documents:
+        return Documents.of(read_text(files[row]) for row in rows)
+
+    return LanguageData(
+        "plain_text",
+        read(rest[train]),
+        read(rest[validation]),
+        lambda: read(test_files),
+        {"source": path.name, "files": len(files), "validation": f"cut by file (seed {seed})"},
+    )
+
+
+def _in_order(name: str, path: Path, between: str) -> LanguageData:
+    """The first 80 % of a file is train, then 10 % each for validation and test; `between` documents it is split."""
     text = read_text(path)
 
     def part(first: float, last: float) -> Documents:
-        piece = text[round(first * len(text)) : round(last * len(text))]
-        return Documents.of(re.split(r"(?<=\n\n)", piece))
+        return Documents.of(re.split(between, text[round(first * len(text)) : round(last * len(text))]))
 
     return LanguageData(
-        "tiny_shakespeare",
+        name,
         part(0, 0.8),
         part(0.8, 0.9),
         lambda: part(0.9, 1),
@@ -149,7 +224,8 @@ class TokenWindows(Dataset[dict[str, Any]]):
     """The tokens of a split, one document after another, in windows that do not overlap but for one token.
 
     Window k is {"input_ids": int32 [≤ L + 1]}: tokens kL … kL + L. Each token but the first is the target of exactly one
-    window, and the first is an end mark where the tokenizer has one, so that every token of the text is scored once.
+    window, and the first is an end mark (or a separator) where the tokenizer has one, so that every token of the text is
+    scored once.
     """
 
     def __init__(self, documents: Documents, tokenizer: PreTrainedTokenizerBase, length: int):
@@ -157,7 +233,7 @@ class TokenWindows(Dataset[dict[str, Any]]):
             raise ValueError(f"length: got {length}; give 1 or more targets a window")
         self.length = length
         parts, owners = [], []
-        mark = tokenizer.eos_token_id
+        mark = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
         if mark is not None:
             parts.append(np.array([mark], dtype=np.int32))
             owners.append(np.array([0], dtype=np.int32))

@@ -6,6 +6,7 @@ tokens round the text: the models pool over all tokens.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +35,8 @@ def build_tokenizer(spec: str, texts: Iterable[str], *, max_length: int) -> PreT
 
     spec: "wordpiece-16000" (lower case, accents removed) or "bpe-8000" (on bytes, case kept), trained on `texts` to at
     most that many tokens; "bytes": one token a byte of UTF-8; a Hugging Face name; or a folder with tokenizer.json,
-    vocab.txt (WordPiece), or vocab.json and merges.txt (byte-level BPE).
+    vocab.txt (WordPiece), or vocab.json and merges.txt (byte-level BPE). A name is looked up in $DIFFMIX_DATA/tokenizers
+    before the hub.
     texts: read for the first two only; give the train split's, nothing else. max_length: becomes model_max_length.
     [PAD] is id 0 in those made here. Raises RequestError.
     """
@@ -51,6 +53,9 @@ def build_tokenizer(spec: str, texts: Iterable[str], *, max_length: int) -> PreT
     folder = Path(spec)
     if folder.is_dir():
         return _from_folder(folder, max_length)
+    at_hand = Path(os.environ.get("DIFFMIX_DATA", ""), "tokenizers", folder.name)
+    if os.environ.get("DIFFMIX_DATA") and folder.name and at_hand.is_dir():
+        return _from_folder(at_hand, max_length)
     if folder.is_absolute() or spec.startswith((".", "~")) or folder.exists():
         raise RequestError(
             f"tokenizer: {spec!r} is no folder; give a folder, a Hugging Face name, 'bytes' or 'wordpiece-16000'"

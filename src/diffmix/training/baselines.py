@@ -139,7 +139,7 @@ def train_tfidf(
         probabilities = classifier.probabilities(test)
         metrics["test/seconds"] = time.perf_counter() - started
         metrics = finish_metrics(folder, probabilities, test.labels, task) | metrics
-    write_run_files(folder, recipe, task, metrics, pairs=False)
+    write_run_files(folder, recipe, task, metrics)
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 

@@ -20,7 +20,7 @@ class BucketedTrainer(Trainer):
 
     Args:
         batches: the micro-batches of this process.
-        objective: (model, inputs) → (summed loss, right predictions); may take what it needs out of inputs.
+        objective: (model, inputs) → (summed loss, right predictions or None); may take what it needs out of inputs.
         validate: model → metrics, on all processes.
         progress: counts tokens and time.
     """
@@ -33,6 +33,7 @@ class BucketedTrainer(Trainer):
         self.recorder: RunRecorder | None = None
         self._tokens = self._correct = torch.zeros((), dtype=torch.int64, device=self.args.device)
         self._examples = 0
+        self._counts_correct = False
 
     def record_with(self, recorder: RunRecorder) -> None:
         """Report to `recorder`."""
@@ -63,7 +64,9 @@ class BucketedTrainer(Trainer):
         )
         self._examples += len(inputs["input_ids"])
         summed, correct = self.objective(model, dict(inputs))
-        self._correct = self._correct + correct
+        self._counts_correct = correct is not None
+        if correct is not None:
+            self._correct = self._correct + correct
         return summed / num_items_in_batch * self.accelerator.num_processes
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -78,7 +81,8 @@ class BucketedTrainer(Trainer):
             )
         if self.recorder is not None:
             batch_loss = loss * self.args.gradient_accumulation_steps
-            self.recorder.show(batch_loss, self._correct, self._examples, self._tokens)
+            accuracy = self._correct / max(self._examples, 1) if self._counts_correct else None
+            self.recorder.show(batch_loss, accuracy, self._tokens)
         return loss
 
     def evaluate(
@@ -94,7 +98,7 @@ class BucketedTrainer(Trainer):
         with _averaged(average):
             metrics = {f"{metric_key_prefix}_{key}": value for key, value in self.validate(self.model).items()}
         self.log(dict(metrics))
-        shown = {**metrics, "train_accuracy": correct / examples} if correct and examples else metrics
+        shown = {**metrics, "train_accuracy": correct / examples} if self._counts_correct and examples else metrics
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, shown)
         return metrics
 

@@ -88,6 +88,7 @@ class RunRecorder(TrainerCallback):
         best_metric: the validation metric that early stopping watches.
         patience: evaluations without a new best before training stops; 0: never.
         steps_per_epoch: optimiser steps.
+        save_steps: optimiser steps between checkpoints that the evaluations do not ask for.
         average: the moving average to keep, if any.
     """
 
@@ -99,10 +100,12 @@ class RunRecorder(TrainerCallback):
         best_metric: str,
         patience: int,
         steps_per_epoch: int,
-        average: MovingAverage | None,
+        save_steps: int | None = None,
+        average: MovingAverage | None = None,
     ):
         self.folder, self.progress, self.average = folder, progress, average
         self.best_metric, self.patience, self.steps_per_epoch = best_metric, patience, steps_per_epoch
+        self.save_steps = save_steps
         self.bar: tqdm[Any] | None = None
         self.board: Any = None
         self.best: float | None = None
@@ -112,7 +115,7 @@ class RunRecorder(TrainerCallback):
         self._shown = 0.0
 
     # The trainer hands over what it measured; `show` is cheap enough for every step.
-    def show(self, loss: torch.Tensor, correct: torch.Tensor, examples: int, tokens: torch.Tensor) -> None:
+    def show(self, loss: torch.Tensor, accuracy: torch.Tensor | None, tokens: torch.Tensor) -> None:
         """Refresh the progress bar, at most twice a second (reading a tensor waits for the device)."""
         if self.bar is None or self.bar.disable or time.perf_counter() - self._shown < 0.5:
             return
@@ -120,9 +123,9 @@ class RunRecorder(TrainerCallback):
         seconds = self._shown - self._started
         memory = torch.cuda.memory_allocated() if torch.cuda.is_available() else resident_memory()
         rate = (self.progress.tokens + float(tokens)) / max(self.progress.seconds + seconds, 1e-9)
+        right = "" if accuracy is None else f"accuracy {float(accuracy):.3f}, "
         self.bar.set_postfix_str(
-            f"loss {float(loss):.3f}, accuracy {float(correct) / max(examples, 1):.3f}, "
-            f"{rate:,.0f} tokens/s, {memory / 2**30:.2f} GiB",
+            f"loss {float(loss):.3f}, {right}{rate:,.0f} tokens/s, {memory / 2**30:.2f} GiB",
             refresh=False,
         )
 
@@ -140,6 +143,8 @@ class RunRecorder(TrainerCallback):
         """Count the step's time, move the average of the weights, and have the last evaluation's loss logged."""
         if state.global_step >= state.max_steps:
             control.should_log = True
+        if self.save_steps and state.global_step % self.save_steps == 0:
+            control.should_save = True
         now = time.perf_counter()
         self.progress.train_seconds += now - self._mark
         self._mark = now

@@ -81,7 +81,7 @@ class Fitter:
         rows: Any,
         collate: Any,
         loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor],
-        objective: Callable[[Any, dict[str, Any]], tuple[torch.Tensor, torch.Tensor]],
+        objective: Callable[[Any, dict[str, Any]], tuple[torch.Tensor, torch.Tensor | None]],
         validate: Callable[[Any], dict[str, float]],
         best_metric: str,
     ) -> Fitted:
@@ -92,7 +92,7 @@ class Fitter:
             rows: to train on.
             collate: rows → batch.
             loss: (model, batch) → mean loss, to measure a step with.
-            objective: (model, batch) → (summed loss, number of right answers).
+            objective: (model, batch) → (summed loss, number of right answers; None where they are not counted).
             validate: model → metrics.
             best_metric: of those, the one that decides which checkpoint is kept.
         """
@@ -168,7 +168,7 @@ class Fitter:
             batches = LengthBucketedBatches(rows.lengths, batch_size=recipe.batch_size, seed=recipe.seed, **dealing)
         steps_per_epoch = batches.batches_per_epoch
         max_steps = recipe.max_steps or math.ceil(recipe.epochs * steps_per_epoch)
-        every = max(1, round(steps_per_epoch / recipe.evaluations_per_epoch))
+        every = recipe.eval_steps or max(1, round(steps_per_epoch / recipe.evaluations_per_epoch))
         if recipe.gradient_checkpointing:
             if getattr(model.config, "norm", None) == "batch":
                 raise RequestError(
@@ -232,6 +232,7 @@ class Fitter:
             best_metric=best_metric,
             patience=recipe.early_stopping_patience,
             steps_per_epoch=steps_per_epoch,
+            save_steps=recipe.save_steps,
             average=average,
         )
         trainer.record_with(recorder)

@@ -6,7 +6,7 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Run:
     def classification(self, task: TaskData, start: Path | None) -> dict[str, Any]:
         """Train a classifier, from the backbone in `start` if given; test it once; fill the folder. Its metrics."""
         recipe = self.recipe
-        tokenizer = self._tokenizer(task, start)
+        tokenizer = None if task.vocab_size is not None else self.tokenizer(task.train.tokenizer_texts, start)
         pad = 0 if tokenizer is None else tokenizer.pad_token_id
         collate = PaddingCollator(pad, recipe.max_length)
         validation = encode(task.validation, tokenizer, recipe.max_length)
@@ -102,7 +102,7 @@ class Run:
         if is_first_process():
             if test is not None:
                 metrics = finish_metrics(self.folder, probabilities, test.labels, task) | metrics
-            write_run_files(self.folder, recipe, task, metrics, pairs=task.validation.pairs is not None)
+            write_run_files(self.folder, recipe, task, metrics)
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         PartialState().wait_for_everyone()
         return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
@@ -118,8 +118,8 @@ class Run:
         texts = task.load_unlabelled() if task.load_unlabelled is not None else task.train.texts  # pyright: ignore[reportAttributeAccessIssue]
         if texts is None:
             raise RequestError(f"pretraining needs texts and task {task.name} has none: set pretraining=null")
-        tokenizer = self._tokenizer(task, None)
-        if tokenizer is None or tokenizer.mask_token_id is None:
+        tokenizer = self.tokenizer(task.train.tokenizer_texts, None)
+        if tokenizer.mask_token_id is None:
             raise RequestError(
                 f"pretraining needs a mask token and tokenizer {recipe.tokenizer} has none: choose another"
             )
@@ -143,10 +143,10 @@ class Run:
         def loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
             return model(**batch).loss
 
-        def objective(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        def objective(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, None]:
             asked: torch.Tensor = (inputs["labels"] != IGNORED).sum()
             summed = model(**inputs).loss * asked
-            return torch.nan_to_num(summed) if asked == 0 else summed, torch.zeros_like(asked)
+            return torch.nan_to_num(summed) if asked == 0 else summed, None
 
         def validate(model: Any) -> dict[str, float]:
             model.eval()
@@ -174,10 +174,11 @@ class Run:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         PartialState().wait_for_everyone()
 
-    def _tokenizer(self, task: TaskData, start: Path | None) -> Any:
-        """The run's tokenizer, as its folder holds it, so that a resumed run reads the very same one; None for pixels."""
-        if task.vocab_size is not None:
-            return None
+    def tokenizer(self, texts: Callable[[], Iterable[str]], start: Path | None) -> Any:
+        """The run's tokenizer, as its folder holds it, so that a resumed run reads the very same one.
+
+        A new run trains it on `texts()` as its recipe says, or copies that of the folder `start`.
+        """
 
         def build() -> None:
             if (self.folder / "tokenizer_config.json").is_file():
@@ -186,8 +187,7 @@ class Run:
                 tokenizer = load_tokenizer(start)
                 tokenizer.model_max_length = self.recipe.max_length
             else:
-                texts = task.train.tokenizer_texts()
-                tokenizer = build_tokenizer(self.recipe.tokenizer, texts, max_length=self.recipe.max_length)
+                tokenizer = build_tokenizer(self.recipe.tokenizer, texts(), max_length=self.recipe.max_length)
             part = self.folder / "tokenizer.part"
             shutil.rmtree(part, ignore_errors=True)
             tokenizer.save_pretrained(part)

@@ -123,6 +123,12 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
 
         return TfidfClassifier.load(folder)
 
+    architectures = config.get("architectures") or []
+    if not any("Classification" in name for name in architectures):
+        raise RequestError(
+            f"{folder} holds a {', '.join(architectures) or 'backbone without a head'}, which does not classify: give the "
+            "folder of a classifier"
+        )
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     import diffmix.models as models
@@ -132,7 +138,7 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
     if dtype == "auto" and (folder / "environment.json").is_file():
         recorded = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
         dtype = recorded["dtype"] if recorded.get("device_type") == device and "dtype" in recorded else dtype
-    reads_pairs = "DiffmixForSequencePairClassification" in (config.get("architectures") or [])
+    reads_pairs = "DiffmixForSequencePairClassification" in architectures
     model_class: Any = (
         models.DiffmixForSequencePairClassification if reads_pairs else AutoModelForSequenceClassification
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import yaml
 from diffmix.errors import RequestError
 from diffmix.evaluation import classification_metrics, confusion_matrix, reliability
 from diffmix.tasks import TaskData
+from diffmix.tasks.language import LanguageData
 from diffmix.training.checkpoints import write_atomically
 from diffmix.training.recipe import Recipe, recipe_from_mapping
 
@@ -91,33 +92,45 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def finish_metrics(folder: Path, probabilities: np.ndarray, labels: np.ndarray, task: TaskData) -> dict[str, float]:
-    """The test metrics, flat; writes evaluation.json with the confusion matrix and the reliability diagram."""
-    metrics = classification_metrics(probabilities, labels)
-    write_json(
-        folder / "evaluation.json",
-        {
-            "split": "test",
-            "n": len(labels),
-            "labels": list(task.label_names),
-            "confusion": confusion_matrix(probabilities, labels).tolist(),
-            "reliability": list(reliability(probabilities, labels)),
-        },
+    """A classifier's test metrics, flat; writes evaluation.json with the confusion matrix and the reliability diagram."""
+    write_evaluation(
+        folder,
+        len(labels),
+        reliability(probabilities, labels),
+        task.label_names,
+        confusion_matrix(probabilities, labels),
     )
-    return {f"test/{key}": value for key, value in metrics.items()}
+    return {f"test/{key}": value for key, value in classification_metrics(probabilities, labels).items()}
 
 
-def write_run_files(folder: Path, recipe: Recipe, task: TaskData, metrics: dict[str, Any], *, pairs: bool) -> None:
+def write_evaluation(
+    folder: Path,
+    n: int,
+    reliability: Sequence[Mapping[str, Any]],
+    labels: Sequence[str] = (),
+    confusion: np.ndarray | None = None,
+) -> None:
+    """evaluation.json: the reliability diagram of n test predictions, and the confusion matrix of a classifier."""
+    record = {"split": "test", "n": n, "labels": list(labels), "reliability": list(reliability)}
+    record["confusion"] = [] if confusion is None else confusion.tolist()
+    write_json(folder / "evaluation.json", record)
+
+
+def write_run_files(
+    folder: Path,
+    recipe: Recipe,
+    task: TaskData | LanguageData,
+    metrics: dict[str, Any],
+) -> None:
     """README.md and, last of all files, metrics.json: it says that the run is finished."""
-    card = model_card(recipe, metrics, task.facts, task.label_names, pairs=pairs)
-    write_atomically(folder / "README.md", card)
+    write_atomically(folder / "README.md", model_card(recipe, task, metrics))
     facts = {f"data/{key}": value for key, value in task.facts.items()}
     write_json(folder / "metrics.json", {"task": task.name, "recipe": recipe.name, **metrics, **facts})
 
 
-def model_card(
-    recipe: Recipe, metrics: Mapping[str, Any], facts: Mapping[str, Any], label_names: tuple[str, ...], *, pairs: bool
-) -> str:
+def model_card(recipe: Recipe, task: TaskData | LanguageData, metrics: Mapping[str, Any]) -> str:
     """The README.md of a run's folder, with the front matter that the Hugging Face hub reads."""
+    generates = isinstance(task, LanguageData)
     tags = [
         "diffmix",
         recipe.model,
@@ -125,18 +138,20 @@ def model_card(
     ]
     head = {
         "library_name": "transformers" if recipe.model != "tfidf" else "diffmix",
-        "pipeline_tag": "text-classification",
+        "pipeline_tag": "text-generation" if generates else "text-classification",
         "tags": list(dict.fromkeys(tags)),
     }
     lines = ["---", yaml.safe_dump(head, sort_keys=False).strip(), "---", "", f"# {recipe.name}", ""]
     kind = f"`{recipe.model}`" + (
         f", mixer `{recipe.config.get('mixer', 'neighbor')}`" if recipe.model == "diffmix" else ""
     )
-    lines += [f"A classifier of {len(label_names)} classes ({kind}), {metrics.get('parameters', 0):,} parameters.", ""]
-    lines += ["Labels: " + ", ".join(f"`{name}`" for name in label_names) + ".", "", "## Data", ""]
-    lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items()]
+    what = "A causal language model" if generates else f"A classifier of {len(task.label_names)} classes"
+    lines += [f"{what} ({kind}), {metrics.get('parameters', 0):,} parameters.", ""]
+    if not generates:
+        lines += ["Labels: " + ", ".join(f"`{name}`" for name in task.label_names) + ".", ""]
+    lines += ["## Data", "", *(f"- {key.replace('_', ' ')}: {value}" for key, value in task.facts.items())]
     lines += [
-        f"- trained on {metrics['train/examples']:,} rows",
+        f"- trained on {metrics['train/examples']:,} {'windows of the text' if generates else 'rows'}",
         "",
         "## Results",
         "",
@@ -160,14 +175,17 @@ def model_card(
     ):
         if key in metrics:
             lines.append(f"| {key} | {metrics[key]:,.0f} {unit} | |")
-    lines += ["", "The intervals are bootstrap intervals over the test rows.", "", "## Use", ""]
-    lines += _usage(recipe, pairs)
+    over = "documents" if generates else "rows"
+    lines += ["", f"The intervals are bootstrap intervals over the test {over}.", "", "## Use", ""]
+    lines += _usage(recipe, task)
     lines += ["", "## Recipe", "", "```yaml", recipe.to_yaml().strip(), "```", ""]
     return "\n".join(lines)
 
 
-def _usage(recipe: Recipe, pairs: bool) -> list[str]:
-    if recipe.model == "tfidf" or pairs or recipe.task == "digits":
+def _usage(recipe: Recipe, task: TaskData | LanguageData) -> list[str]:
+    if isinstance(task, LanguageData):
+        return ["```console", '$ diffmix generate FOLDER --prompt "Once"', "```"]
+    if recipe.model == "tfidf" or task.validation.pairs is not None or recipe.task == "digits":
         return (
             ["```console", "$ diffmix evaluate FOLDER", "```"]
             if recipe.model != "tfidf"

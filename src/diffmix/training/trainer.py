@@ -17,9 +17,11 @@ from typing import Any
 from diffmix.errors import RequestError, RunError
 from diffmix.evaluation import mean_interval
 from diffmix.tasks import TaskData, load_task
+from diffmix.tasks.language import LANGUAGE_TASKS, load_language
 from diffmix.training.distributed import is_first_process, join_processes, on_first_process, process_count
 from diffmix.training.fitting import Notice
 from diffmix.training.hardware import resident_memory, resolve_device, resolve_dtype
+from diffmix.training.language import check_language_recipe, train_language_model
 from diffmix.training.phases import VALIDATION_SEED, Run
 from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import claim_folder, recorded_data, release_folder, write_json
@@ -112,6 +114,8 @@ def _train_one(
     *,
     pretrained: Path | None = None,
 ) -> dict[str, Any]:
+    if recipe.task in LANGUAGE_TASKS:
+        check_language_recipe(recipe)
     if recipe.model == "tfidf":
         if process_count() > 1:
             raise RequestError("model=tfidf trains in one process: start it without torchrun")
@@ -135,6 +139,9 @@ def _train_one(
             pretrained = _pretrain(recipe, data, folder / "pretraining", notice, baseline)
         start = Path(recipe.init_from) if recipe.init_from is not None else pretrained
         run = Run(recipe, folder, device, dtype, baseline, notice)
+        if recipe.task in LANGUAGE_TASKS:
+            task = load_language(recipe.task, data=data, seed=VALIDATION_SEED, on_notice=run.notice)
+            return train_language_model(run, task)
         return run.classification(_load_task(recipe, data, notice), start)
 
 

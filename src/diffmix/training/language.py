@@ -1,0 +1,221 @@
+"""Training a causal language model in a run's folder, and taking it out again.
+
+L: targets of a window.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, set_seed
+
+import diffmix.models as models
+from diffmix.errors import RequestError, RunError
+from diffmix.evaluation.language import language_metrics, score_text, total_nll
+from diffmix.evaluation.streaming import StreamingCalibration
+from diffmix.models.diffusion_time import recorded_times
+from diffmix.tasks.language import Documents, LanguageData, TokenWindows
+from diffmix.training.batching import RowSubset
+from diffmix.training.building import load_tokenizer, model_config
+from diffmix.training.distributed import is_first_process
+from diffmix.training.hardware import resolve_device, resolve_dtype
+from diffmix.training.phases import Run
+from diffmix.training.prediction import quiet_transformers
+from diffmix.training.pretraining import IGNORED
+from diffmix.training.recipe import Recipe
+from diffmix.training.run_folder import write_evaluation, write_json, write_run_files
+
+EVALUATION_SCORES = 2**26  # logits of a batch in evaluation: 256 MB of them in fp32
+
+# Keys of a recipe that speak of labels or of single rows, with the value that leaves them out.
+_FOR_CLASSIFIERS = {
+    "class_balance": "none",
+    "label_smoothing": 0.0,
+    "subword_dropout": 0.0,
+    "extra_train": (),
+    "text_column": None,
+    "pair_column": None,
+    "label_column": None,
+    "stream": None,
+    "pretraining": None,
+}
+
+
+def check_language_recipe(recipe: Recipe) -> None:
+    """Raise RequestError where a recipe of a language task sets what a language model has no use for."""
+    for key, nothing in _FOR_CLASSIFIERS.items():
+        if getattr(recipe, key) != nothing:
+            raise RequestError(
+                f"recipe key {key!r} is {getattr(recipe, key)!r}, which task {recipe.task} has no use for; leave it out"
+            )
+    if recipe.best_metric != "nll":
+        raise RequestError(
+            f"best_metric is {recipe.best_metric!r}; task {recipe.task} is judged by nll: set best_metric=nll"
+        )
+    if recipe.model == "tfidf":
+        raise RequestError(
+            f"model=tfidf classifies; task {recipe.task} takes diffmix or a causal Hugging Face model type"
+        )
+    if recipe.max_length < 2:
+        raise RequestError(f"max_length is {recipe.max_length}; a window needs 2 tokens or more")
+
+
+class WindowCollator:
+    """Windows to a batch: input_ids and attention_mask [B, L+1], and labels, IGNORED at padding and at the first token."""
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Pad `rows`, which only the last window of a text needs."""
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        ids = torch.full(mask.shape, self.pad_token_id)
+        ids[mask] = torch.from_numpy(np.concatenate([row["input_ids"] for row in rows]).astype(np.int64))
+        labels = ids.masked_fill(~mask, IGNORED)
+        labels[:, 0] = IGNORED  # no state stands before it
+        return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+
+
+def train_language_model(run: Run, task: LanguageData) -> dict[str, Any]:
+    """Train a causal language model; test it once; fill the folder. Its metrics."""
+    recipe = run.recipe
+    start = None if recipe.init_from is None else Path(recipe.init_from)
+    tokenizer = run.tokenizer(lambda: task.train.texts, start)
+    train: Any = TokenWindows(task.train, tokenizer, recipe.max_length - 1)
+    most = len(train) if recipe.limit is None else recipe.limit
+    if recipe.max_tokens is not None:
+        most = min(most, max(1, recipe.max_tokens // recipe.max_length))
+    if most < len(train):
+        train = RowSubset(train, np.arange(most))
+    validation = TokenWindows(task.validation, tokenizer, recipe.max_length)
+    batch_size = max(1, EVALUATION_SCORES // (recipe.max_length * len(tokenizer)))
+
+    def build() -> Any:
+        set_seed(recipe.seed)
+        if start is not None:
+            return load_language_model(start, device="cpu").model
+        config = model_config(recipe, tokenizer, len(tokenizer), {})
+        config.eos_token_id = config.bos_token_id = tokenizer.eos_token_id
+        kind: Any = models.DiffmixForCausalLM if recipe.model == "diffmix" else AutoModelForCausalLM.from_config
+        return kind(config)
+
+    def loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return model(**batch).loss
+
+    def objective(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, None]:
+        return model(**inputs).loss * (inputs["labels"][:, 1:] != IGNORED).sum(), None
+
+    def validate(model: Any) -> dict[str, float]:
+        shown = len(validation) if recipe.limit is None else min(recipe.limit, len(validation))
+        own = range(run.rank, shown, run.processes)
+        parts = gather_object([total_nll(model, validation, own, batch_size=batch_size, dtype=run.dtype)])
+        total, count = (sum(column) for column in zip(*parts, strict=True))
+        return {"nll": total / count, "perplexity": math.exp(min(total / count, 700.0))}
+
+    fitted = run.fitter.fit(build, train, WindowCollator(tokenizer.pad_token_id), loss, objective, validate, "nll")
+    model = fitted.model
+    metrics = {f"validation/{key}": value for key, value in validate(model).items()}
+    metrics |= fitted.costs(recipe, len(train))
+    if is_first_process():
+        model.save_pretrained(run.folder)
+        test = task.load_test()
+        if test is None:
+            run.notice(f"{task.name} has no test split: no test metrics")
+        else:
+            metrics = _test(run, model, tokenizer, test) | metrics
+        write_run_files(run.folder, recipe, task, metrics)
+        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    PartialState().wait_for_everyone()
+    return json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def _test(run: Run, model: Any, tokenizer: Any, test: Documents) -> dict[str, float]:
+    """The test metrics; times.json gets the diffusion times, where the model finds its own."""
+    started = time.perf_counter()
+    with recorded_times(model) as times:
+        calibration = LanguageModel(model, tokenizer, run.recipe.max_length, run.dtype).score(test)
+    metrics = language_metrics(calibration, test)
+    write_evaluation(run.folder, int(metrics["n"]), calibration.confidence_bins().rows())
+    if times:
+        write_json(run.folder / "times.json", times)
+    return {f"test/{key}": value for key, value in metrics.items()} | {"test/seconds": time.perf_counter() - started}
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    max_length: int  # tokens it takes at once
+    dtype: str
+
+    def score(self, documents: Documents, *, bins: int = 15, temperature: float = 1.0) -> StreamingCalibration:
+        """Every token of `documents` scored once, in windows of `max_length`; see `score_text`."""
+        windows = TokenWindows(documents, self.tokenizer, self.max_length)
+        with tqdm(total=len(windows), unit="window", disable=None) as bar:
+            return score_text(
+                self.model,
+                windows,
+                batch_size=max(1, EVALUATION_SCORES // (self.max_length * len(self.tokenizer))),
+                dtype=self.dtype,
+                bins=bins,
+                temperature=temperature,
+                on_batch=bar.update,
+            )
+
+
+def load_language_model(folder: Path | str, *, device: str = "auto", dtype: str = "auto") -> LanguageModel:
+    """The causal language model of a run's folder, or of any Hugging Face folder.
+
+    `dtype="auto"` is what a run was trained and measured in, on the same kind of device.
+
+    Raises:
+        RequestError: the folder holds no causal language model.
+        RunError: its files are damaged.
+    """
+    from transformers import AutoConfig
+
+    folder = Path(folder)
+    quiet_transformers()
+    file = folder / "config.json"
+    if not file.is_file():
+        raise RequestError(f"{folder} holds no trained model (no config.json): give the folder of a finished run")
+    try:
+        architectures = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
+    except ValueError:
+        raise RunError(f"{file} is damaged (not JSON): train the model again") from None
+    if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
+        raise RequestError(f"{folder} holds a {', '.join(architectures) or 'backbone'}: give a causal language model")
+    device = resolve_device(device)
+    record = folder / "environment.json"
+    if dtype == "auto" and record.is_file():
+        recorded = json.loads(record.read_text(encoding="utf-8"))
+        dtype = recorded["dtype"] if recorded.get("device_type") == device and "dtype" in recorded else dtype
+    try:
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True).to(device)
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{folder} holds a damaged model ({reason}): train the model again") from None
+    tokenizer = load_tokenizer(folder)
+    if len(tokenizer) > config.vocab_size:
+        raise RequestError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}; give both of one model"
+        )
+    longest = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    return LanguageModel(model, tokenizer, int(min(longest, 10**6)), resolve_dtype(dtype, device))
