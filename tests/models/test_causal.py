@@ -133,6 +133,14 @@ def test_the_loss_is_that_of_the_next_token_and_blocks_change_nothing(monkeypatc
         torch.testing.assert_close(grad, other, atol=1e-6, rtol=1e-5)
 
 
+def test_generates_the_same_where_the_configuration_asks_for_tuples():
+    model = make("heat")
+    ids = torch.randint(1, 40, (1, 5))
+    expected = model.generate(ids, max_new_tokens=4, do_sample=False)
+    model.config.return_dict = False
+    assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False), expected)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_survives_a_round_trip(variant, tmp_path):
     model = make(variant, torch.float32)

@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 from diffmix import (
     DiffmixConfig,
+    DiffmixForCausalLM,
     DiffmixForMaskedLM,
     DiffmixForSequenceClassification,
     DiffmixForSequencePairClassification,
@@ -230,6 +231,30 @@ def test_pair_model_is_two_towers_with_shared_weights():
     assert logits.shape == (2, 3)
     with pytest.raises(ValueError, match="input_ids_pair is missing"):
         model(input_ids=first)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        DiffmixModel,
+        DiffmixForSequenceClassification,
+        DiffmixForSequencePairClassification,
+        DiffmixForMaskedLM,
+        DiffmixForCausalLM,
+    ],
+)
+def test_outputs_are_tuples_where_the_call_or_the_configuration_says_so(head):
+    model = make("pre_norm", head)
+    inputs = {"input_ids": torch.randint(1, 50, (2, 5)), "attention_mask": torch.tensor([[1] * 5, [0] * 2 + [1] * 3])}
+    if head is DiffmixForSequencePairClassification:
+        inputs["input_ids_pair"] = torch.randint(1, 50, (2, 4))
+    expected = model(**inputs).to_tuple()
+    torch.testing.assert_close(model(**inputs, return_dict=False), expected)
+    model.config.return_dict = False
+    found = model(**inputs)
+    assert type(found) is tuple
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(model(**inputs, return_dict=True).to_tuple(), expected)
 
 
 def test_masked_lm_ties_its_head_and_scores_only_what_is_asked(tmp_path):

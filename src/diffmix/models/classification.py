@@ -86,7 +86,7 @@ class DiffmixForSequenceClassification(DiffmixPreTrainedModel):
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         output = DiffmixClassifierOutput(loss=loss, logits=logits, diffusion_steps=steps)
-        return output if return_dict is not False else output.to_tuple()
+        return self._returned(output, return_dict)
 
 
 class DiffmixForSequencePairClassification(DiffmixForSequenceClassification):

@@ -25,13 +25,27 @@ SHAPE_MULTIPLE = (
 SCORED_AT_ONCE = 2**25  # scores of tokens over the vocabulary that training holds at a time
 
 
-class DiffmixForMaskedLM(DiffmixPreTrainedModel):
+class _WithTokenHead(DiffmixPreTrainedModel):
+    """A model whose logits `decoder` makes, with the weights of the token embedding."""
+
+    _tied_weights_keys = {"decoder.weight": "model.embedding.weight"}  # noqa: RUF012 (transformers reads it from the class)
+
+    decoder: nn.Linear
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The tied token head."""
+        return self.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the token head."""
+        self.decoder = new_embeddings
+
+
+class DiffmixForMaskedLM(_WithTokenHead):
     """The backbone with a token head: logits = E·Norm(GELU(W h))/√D + b, with E the token embedding.
 
     With `config.document_context`, W h + C h̄, where h̄ is the mean state of the row's real tokens.
     """
-
-    _tied_weights_keys = {"decoder.weight": "model.embedding.weight"}  # noqa: RUF012 (transformers reads it from the class)
 
     def __init__(self, config: DiffmixConfig):
         super().__init__(config)
@@ -44,14 +58,6 @@ class DiffmixForMaskedLM(DiffmixPreTrainedModel):
         self.transform_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The tied token head."""
-        return self.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Replace the token head."""
-        self.decoder = new_embeddings
 
     def forward(
         self,
@@ -67,7 +73,7 @@ class DiffmixForMaskedLM(DiffmixPreTrainedModel):
         With `config.sampled_softmax` = s > 0 they are scored against the batch's own targets and s random tokens only: a
         cheaper loss with another scale. Evaluation, and a compiled graph, score every position over the whole vocabulary.
         """
-        hidden = self.model(input_ids, attention_mask, inputs_embeds).last_hidden_state
+        hidden = self.model(input_ids, attention_mask, inputs_embeds, return_dict=True).last_hidden_state
         context = None if self.context is None else self.context(masked_mean(hidden, attention_mask)).unsqueeze(1)
         training = False
         if labels is not None and self.training and not torch.compiler.is_compiling():  # a graph has no varying counts
@@ -91,7 +97,7 @@ class DiffmixForMaskedLM(DiffmixPreTrainedModel):
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
         output = MaskedLMOutput(loss=loss, logits=None if training else logits)  # pyright: ignore[reportArgumentType]
-        return output if return_dict is not False else output.to_tuple()
+        return self._returned(output, return_dict)
 
     def _asked(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The asked positions among the flattened [k] and their labels, k a multiple of SHAPE_MULTIPLE: -100 fills it up.
@@ -116,14 +122,12 @@ class DiffmixForMaskedLM(DiffmixPreTrainedModel):
         return torch.cat([targets, others]), torch.where(asked, place[labels.clamp(min=0)], labels)
 
 
-class DiffmixForCausalLM(DiffmixPreTrainedModel, GenerationMixin):
+class DiffmixForCausalLM(_WithTokenHead, GenerationMixin):
     """The backbone, hearing the past only, with a token head: logits = E·Norm(h)/√D, with E the token embedding.
 
     Neighbour offsets into the future are dropped. `generate()` keeps keys and values of attention, or the last states that a
     neighbourhood reaches, in a cache.
     """
-
-    _tied_weights_keys = {"decoder.weight": "model.embedding.weight"}  # noqa: RUF012 (transformers reads it from the class)
 
     def __init__(self, config: DiffmixConfig):
         if not config.is_causal:
@@ -133,14 +137,6 @@ class DiffmixForCausalLM(DiffmixPreTrainedModel, GenerationMixin):
         self.model = DiffmixModel(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The tied token head."""
-        return self.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Replace the token head."""
-        self.decoder = new_embeddings
 
     def forward(
         self,
@@ -160,7 +156,12 @@ class DiffmixForCausalLM(DiffmixPreTrainedModel, GenerationMixin):
         `logits_to_keep` > 0 makes those of the last tokens only.
         """
         outputs = self.model(
-            input_ids, attention_mask, inputs_embeds, past_key_values=past_key_values, use_cache=use_cache
+            input_ids,
+            attention_mask,
+            inputs_embeds,
+            return_dict=True,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
         )
         hidden = outputs.last_hidden_state * self.config.hidden_size**-0.5
         logits = loss = None
@@ -175,7 +176,7 @@ class DiffmixForCausalLM(DiffmixPreTrainedModel, GenerationMixin):
             logits=logits,
             past_key_values=outputs.past_key_values,  # pyright: ignore[reportArgumentType]
         )
-        return output if return_dict is not False else output.to_tuple()
+        return self._returned(output, return_dict)
 
     def _blockwise_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of states [k, D] whose next tokens are `labels` [k], with the scores of one block in memory."""

@@ -6,12 +6,14 @@ B batch, N tokens, D channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
 
 from diffmix.models.blocks import AttentionBlock, DiffusionStep, make_norm
 from diffmix.models.configuration import DiffmixConfig
@@ -20,6 +22,8 @@ from diffmix.models.mixers import NeighborMixer
 from diffmix.models.perturbation import Dropout, add_noise
 from diffmix.models.pooling import AttentionPooling, in_full_precision
 from diffmix.ops.alignment import align, aligned_positions, unalign
+
+Output = TypeVar("Output", bound=ModelOutput)
 
 
 @dataclass
@@ -60,6 +64,14 @@ class DiffmixPreTrainedModel(PreTrainedModel):
             init.constant_(module.alpha_logit, torch.logit(torch.tensor(module.alpha)).item())
         else:
             super()._init_weights(module)
+
+    def _returned(self, output: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
+        """`output`, or its tuple where the call, or else the configuration, says so.
+
+        This is `transformers.utils.can_return_tuple` without its wrapper: a wrapper is one code object for all classes, so
+        that they would share torch.compile's limit of recompilations.
+        """
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
 class DiffmixModel(DiffmixPreTrainedModel):
@@ -129,7 +141,7 @@ class DiffmixModel(DiffmixPreTrainedModel):
             diffusion_steps=steps,
             past_key_values=past_key_values,
         )
-        return output if return_dict is not False else output.to_tuple()
+        return self._returned(output, return_dict)
 
     def _continue(
         self,
