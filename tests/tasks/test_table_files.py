@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diffmix.errors import RequestError
-from diffmix.tasks.sources import BATCH_ROWS, Columns, iter_rows, read_file, read_texts, split_files
+from diffmix.tasks.rows import Columns
+from diffmix.tasks.table_files import BATCH_ROWS, iter_rows, read_file, read_texts
 
 TEXTS = ["a, b", 'say "hi"', "two\nlines", "", "naïve ☃", "tab\there"]
 LABELS = ["x", "y", "x", "y", "x", "y"]
@@ -212,18 +213,6 @@ def test_parquet_column_types(tmp_path):
 def test_not_parquet(tmp_path):
     (tmp_path / "data.parquet").write_bytes(b"text,label\n")
     assert "not a readable Parquet file" in message(tmp_path / "data.parquet")
-
-
-def test_shards_and_usual_split_names(tmp_path):
-    for name in ("train-00001-of-00002.parquet", "train-00000-of-00002.parquet", "dev.csv", "training.csv"):
-        (tmp_path / name).touch()
-    assert [path.name for path in split_files(tmp_path, "train")] == [
-        "train-00000-of-00002.parquet",
-        "train-00001-of-00002.parquet",
-    ]
-    assert [path.name for path in split_files(tmp_path, "validation")] == ["dev.csv"]
-    assert split_files(tmp_path, "test") == []
-    assert split_files(tmp_path / "none", "train") == []
 
 
 # Fuzzing: whatever the bytes, reading works or raises RequestError.

@@ -95,7 +95,8 @@ def _lines(file: Iterable[bytes], name: str = "standard input") -> Iterator[str]
 
 
 def _file_texts(path: Path, text_column: str | None) -> Iterator[str]:
-    from diffmix.tasks.sources import Columns, iter_rows
+    from diffmix.tasks.rows import Columns
+    from diffmix.tasks.table_files import iter_rows
 
     if path.suffix.lower() == ".txt":
         if not path.is_file():

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from diffmix.errors import RequestError
+from diffmix.tasks.data_sets import DATA_SETS, load_data_set
 from diffmix.tasks.examples import Examples, StreamedExamples, TaskData
-from diffmix.tasks.sources import Columns
-from diffmix.tasks.text_classification import DATA_SETS, Cut, load_data_set, load_text_file
+from diffmix.tasks.rows import Columns
+from diffmix.tasks.splits import Cut
+from diffmix.tasks.text_file import load_text_file
 
 TASKS = (*DATA_SETS, "text_file", "digits", "language_id")
 

@@ -64,6 +64,11 @@ class TextColumn(Sequence[str]):
         return self.to_arrow().dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
+def joined_texts(columns: Sequence[Sequence[str] | None]) -> TextColumn:
+    """The rows of those columns that are text columns, one after another."""
+    return TextColumn.concatenate([column for column in columns if isinstance(column, TextColumn)])
+
+
 @dataclass(frozen=True)
 class Examples:
     """One split in memory. Exactly one of `texts` and `input_ids` is given."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from diffmix.tasks.examples import Examples, TaskData, cut
-from diffmix.tasks.text_classification import Cut, describe_limit, describe_validation, limited
+from diffmix.tasks.splits import Cut, describe_limit, describe_validation, limited
 
 _TEST_FRACTION = 0.2
 

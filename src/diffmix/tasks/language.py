@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerBase
 
 from diffmix.errors import RequestError
 from diffmix.tasks.examples import cut
-from diffmix.tasks.sources import Columns, HubSource, find_source
+from diffmix.tasks.rows import Columns
+from diffmix.tasks.sources import HubSource, find_source
 
 LANGUAGE_TASKS = ("wikitext2", "wikitext103", "tiny_shakespeare", "python_docs", "plain_text")
 _ENDINGS = (".txt", ".md", ".rst")  # of files of plain text

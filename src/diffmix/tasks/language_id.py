@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from diffmix.tasks.examples import Examples, TaskData, TextColumn
-from diffmix.tasks.text_classification import Cut, describe_limit, limited
+from diffmix.tasks.splits import Cut, describe_limit, limited
 
 LANGUAGES = {
     "af": "Afrikaans", "sq": "Albanian", "az": "Azerbaijani", "eu": "Basque", "be": "Belarusian", "bg": "Bulgarian",

@@ -1,0 +1,60 @@
+"""What holds for every task, and the tasks whose data are embedded in a dependency."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from toy_tables import refusal
+
+from diffmix.tasks import TASKS, Examples, load_task
+
+
+def test_unknown_task_and_arguments_out_of_place():
+    assert "did you mean 'ag_news'" in refusal("agnews")
+    assert "validation_fraction: got 0" in refusal("digits", validation_fraction=0)
+    assert "limit: got 0" in refusal("digits", limit=0)
+    assert "data: task 'digits' takes none" in refusal("digits", data="x")
+    assert "text_column: task 'imdb' takes none" in refusal("imdb", text_column="x")
+    assert "extra_train: task 'text_file' takes none" in refusal("text_file", extra_train=["x"])
+
+
+@pytest.mark.parametrize("name", ["digits", "language_id"])
+def test_embedded_tasks_have_three_splits_and_repeat(name):
+    assert name in TASKS
+    task, again = load_task(name), load_task(name)
+    test, test_again = task.load_test(), again.load_test()
+    assert test is not None
+    assert test_again is not None
+    classes = len(task.label_names)
+    for a, b in [(task.train, again.train), (task.validation, again.validation), (test, test_again)]:
+        assert isinstance(a, Examples)
+        assert isinstance(b, Examples)
+        assert np.array_equal(a.labels, b.labels)
+        assert (a.label_counts(classes) > 0).all()
+        assert a.texts is None or list(a.texts) == list(b.texts or ())
+    assert len(load_task(name, limit=10).train) == 10
+
+
+def test_digits_are_pixels_above_padding():
+    task = load_task("digits")
+    assert isinstance(task.train, Examples)
+    pixels = task.train.input_ids
+    assert pixels is not None
+    assert pixels.shape[1] == 64
+    assert (pixels.min(), pixels.max()) == (1, 17)
+    assert task.vocab_size == 18
+
+
+def test_language_id_leaks_nothing():
+    task = load_task("language_id")
+    assert len(task.label_names) >= 30
+    test = task.load_test()
+    assert test is not None
+    assert isinstance(task.train, Examples)
+    folded = [{text.casefold() for text in part.texts or ()} for part in (task.train, task.validation, test)]
+    assert sum(len(part) for part in folded) == len(set.union(*folded))  # each name once, in one language, in one split
+    assert sum(len(part) for part in folded) == len(task.train) + len(task.validation) + len(test)
+    # Switzerland's names in French, Italian and Portuguese lie in one split.
+    assert sum({"suisse", "svizzera", "suíça"} <= part for part in folded) == 1
+    # 日本 and the like are shared by Chinese and Japanese, "Angola" by most.
+    assert not any("angola" in part or "日本" in part for part in folded)
