@@ -3,7 +3,8 @@ import json
 import pytest
 
 from diffmix.benchmarks.harness import alternate, medians, ratio, run_worker
-from diffmix.benchmarks.suites import BENCHMARKS, Options, model_of, run_benchmark, softmax_config, vocabulary_size
+from diffmix.benchmarks.specs import Options, model_of, softmax_config, vocabulary_size
+from diffmix.benchmarks.suites import BENCHMARKS, run_benchmark
 from diffmix.errors import RequestError, RunError
 from diffmix.models import DiffmixConfig
 from diffmix.training.recipe import load_recipe

@@ -11,28 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from diffmix.benchmarks.harness import Notice, alternate, medians, ratio, run_worker
+from diffmix.benchmarks.specs import (
+    Options,
+    distilbert_config,
+    model_of,
+    recipe_of,
+    save_train,
+    softmax_config,
+    step_spec,
+)
 from diffmix.errors import RequestError
 from diffmix.experiments.results import claim_result, command_line, portable_spec, write_result
-from diffmix.training.recipe import Recipe, load_recipe
+from diffmix.training.recipe import load_recipe
 
-LABELS = 4  # classes of a model that is only timed
 SCALING_TOKENS = (4_096, 8_192, 16_384, 32_768, 65_536)
 SOFTMAX_TOKENS = 16_384  # beyond this a step of the quadratic side takes minutes on a few cores
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What a benchmark may be told. None: the benchmark's own default."""
-
-    recipe: str | None = None  # whose model is measured; key=value overrides after a colon, as in `diffmix compare`
-    dtype: str = "auto"  # bf16 where the hardware multiplies it, else fp32
-    device: str = "auto"
-    batch: int | None = None  # rows
-    tokens: int | None = None  # of a row
-    steps: int = 5  # measured in each process
-    repetitions: int = 3  # processes of each side
-    limit: int | None = None  # train rows, where data are read
-    data: str | None = None  # a folder of data sets
 
 
 def run_benchmark(
@@ -103,12 +96,12 @@ def distilbert(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     attention has no dropout, so that the default materialises N×N weights, which is not the architecture's fault.
     """
     shape = {"batch": options.batch or 32, "tokens": options.tokens or 512}
-    published = _distilbert_config(shape["tokens"])
+    published = distilbert_config(shape["tokens"])
     sides = {
-        "ours": _step(options, model_of(_recipe(options), shape["tokens"]), **shape),
-        "paper": _step(options, model_of(load_recipe("ag_news_paper"), shape["tokens"]), **shape),
-        "distilbert": _step(options, {"type": "distilbert", "config": published}, **shape),
-        "distilbert_fused": _step(
+        "ours": step_spec(options, model_of(recipe_of(options), shape["tokens"]), **shape),
+        "paper": step_spec(options, model_of(load_recipe("ag_news_paper"), shape["tokens"]), **shape),
+        "distilbert": step_spec(options, {"type": "distilbert", "config": published}, **shape),
+        "distilbert_fused": step_spec(
             options, {"type": "distilbert", "config": {**published, "attention_dropout": 0.0}}, **shape
         ),
     }
@@ -133,7 +126,7 @@ def obvious(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     from diffmix.benchmarks.obvious import largest_difference
     from diffmix.models import DiffmixConfig
 
-    recipe = _recipe(options)
+    recipe = recipe_of(options)
     shape = {"batch": options.batch or 32, "tokens": options.tokens or 512}
     model = model_of(recipe, shape["tokens"])
     difference = largest_difference(DiffmixConfig(**model["config"]))
@@ -143,14 +136,14 @@ def obvious(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
         )
     theirs = {**model, "type": "obvious"}
     steps = alternate(
-        {"ours": _step(options, model, **shape), "obvious": _step(options, theirs, **shape)},
+        {"ours": step_spec(options, model, **shape), "obvious": step_spec(options, theirs, **shape)},
         options.repetitions,
         notice=notice,
         worker=worker,
     )
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.npz"
-        facts, vocabulary = _encode_train(recipe, options, shape["tokens"], rows, notice)
+        facts, vocabulary = save_train(recipe, options, shape["tokens"], rows, notice)
         model, theirs = (
             {**side, "config": {**side["config"], "vocab_size": vocabulary, "num_labels": facts["labels"]}}
             for side in (model, theirs)
@@ -197,18 +190,18 @@ def obvious(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
 
 def scaling(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     """Time and memory of a training step by length, one row, ours and softmax attention of the same width."""
-    recipe = _recipe(options)
+    recipe = recipe_of(options)
     lengths = [n for n in SCALING_TOKENS if n <= (options.tokens or SCALING_TOKENS[-1])]
     if not lengths:
         raise RequestError(f"tokens is {options.tokens}: give {SCALING_TOKENS[0]} or more, the longest row to measure")
     sides = {}
     for length in lengths:
-        sides[f"ours/{length}"] = _step(options, model_of(recipe, length), batch=options.batch or 1, tokens=length)
+        sides[f"ours/{length}"] = step_spec(options, model_of(recipe, length), batch=options.batch or 1, tokens=length)
     for length in lengths:
         if length <= SOFTMAX_TOKENS:
             softmax = {**model_of(recipe, length)}
             softmax["config"] = softmax_config(softmax["config"])
-            sides[f"softmax/{length}"] = _step(options, softmax, batch=options.batch or 1, tokens=length)
+            sides[f"softmax/{length}"] = step_spec(options, softmax, batch=options.batch or 1, tokens=length)
     runs = alternate(sides, options.repetitions, notice=notice, worker=worker)
     ratios = {}
     long, short = f"ours/{SCALING_TOKENS[-1]}", f"ours/{SCALING_TOKENS[-1] // 4}"
@@ -270,11 +263,11 @@ def parts(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
 def paper_memory(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     """Peak memory of the paper's model at 16 rows of 4,096 tokens: training, with checkpointing, inference."""
     shape = {"batch": options.batch or 16, "tokens": options.tokens or 4096}
-    model = model_of(_recipe(options), shape["tokens"])
+    model = model_of(recipe_of(options), shape["tokens"])
     narrow = "bf16" if options.device == "cpu" else "fp16"
     sides = {}
     for dtype in ("fp32", narrow):
-        base = {**_step(options, model, **shape), "dtype": dtype}
+        base = {**step_spec(options, model, **shape), "dtype": dtype}
         sides[f"training/{dtype}"] = base
         sides[f"training with checkpointing/{dtype}"] = {**base, "checkpointing": True}
         sides[f"inference/{dtype}"] = {**base, "training": False}
@@ -293,110 +286,6 @@ DEFAULT_RECIPE = {
     "parts": None,
     "paper_memory": "imdb_paper",
 }
-
-
-def model_of(recipe: Recipe, tokens: int) -> dict[str, Any]:
-    """The recipe's own diffmix model for rows of `tokens`, as the worker builds it. Raises RequestError for others."""
-    if recipe.model != "diffmix":
-        raise RequestError(f"recipe {recipe.name} has model={recipe.model}: give a recipe with model=diffmix")
-    config = {
-        **recipe.config,
-        "vocab_size": vocabulary_size(recipe.tokenizer),
-        "pad_token_id": 0,
-        "num_labels": LABELS,
-        "max_position_embeddings": max(tokens, recipe.max_length),
-    }
-    return {"type": "diffmix", "config": config}
-
-
-def softmax_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a softmax transformer with the width, depth and dropout of a neighbour model."""
-    dropped = ("norm_placement", "position_embedding", "norm")
-    kept = {key: value for key, value in config.items() if not key.startswith("neighbor_") and key not in dropped}
-    return {**kept, "mixer": "softmax"}
-
-
-def vocabulary_size(tokenizer: str) -> int:
-    """How many tokens a recipe's tokenizer has; of one that is yet to be trained, as many as it may have."""
-    trained = re.fullmatch(r"(?:wordpiece|bpe)-(\d+)", tokenizer)
-    if trained:
-        return int(trained[1])
-    from diffmix.tasks.tokenizers import build_tokenizer
-
-    return len(build_tokenizer(tokenizer, [], max_length=512))
-
-
-def _recipe(options: Options) -> Recipe:
-    from diffmix.experiments.compare import split_spec
-
-    assert options.recipe is not None
-    name, overrides = split_spec(options.recipe)
-    return load_recipe(name, overrides)
-
-
-def _step(options: Options, model: dict[str, Any], **shape: int) -> dict[str, Any]:
-    return {
-        "kind": "step",
-        "model": model,
-        **shape,
-        "dtype": options.dtype,
-        "device": options.device,
-        "steps": options.steps,
-    }
-
-
-def _distilbert_config(tokens: int) -> dict[str, Any]:
-    """DistilBERT's published shape, which its configuration class has as defaults (66 M parameters)."""
-    from transformers import DistilBertConfig
-
-    config = DistilBertConfig()
-    return {
-        "vocab_size": config.vocab_size,
-        "dim": config.dim,
-        "n_layers": config.n_layers,
-        "n_heads": config.n_heads,
-        "hidden_dim": config.hidden_dim,
-        "dropout": config.dropout,
-        "attention_dropout": config.attention_dropout,
-        "max_position_embeddings": max(tokens, config.max_position_embeddings),
-        "num_labels": LABELS,
-    }
-
-
-def _encode_train(
-    recipe: Recipe, options: Options, max_length: int, path: Path, notice: Notice
-) -> tuple[dict[str, Any], int]:
-    """Encode the recipe's train rows for the workers: what they are, and the vocabulary's size."""
-    from diffmix.benchmarks.steps import save_rows
-    from diffmix.tasks import Examples, load_task
-    from diffmix.tasks.encoding import encode
-    from diffmix.tasks.tokenizers import build_tokenizer
-
-    task = load_task(
-        recipe.task,
-        data=options.data,
-        validation_fraction=recipe.validation_fraction,
-        text_column=recipe.text_column,
-        label_column=recipe.label_column,
-        extra_train=recipe.extra_train,
-        limit=options.limit or recipe.limit,
-        on_notice=notice,
-    )
-    if not isinstance(task.train, Examples) or task.train.texts is None or task.train.pairs is not None:
-        raise RequestError(
-            f"task {recipe.task} has no single texts in memory: give a recipe of a text classification task"
-        )
-    notice(f"encoding {len(task.train):,} rows of {task.name}")
-    tokenizer = build_tokenizer(recipe.tokenizer, task.train.tokenizer_texts(), max_length=max_length)
-    dataset = encode(task.train, tokenizer, max_length)
-    save_rows(dataset, path)
-    facts = {
-        "task": task.name,
-        "rows": len(dataset),
-        "real_tokens": int(dataset.lengths.sum()),
-        "labels": len(task.label_names),
-    }
-    return facts, len(tokenizer)
 
 
 def _slug(spec: str | None) -> str:

@@ -60,7 +60,8 @@ def bench(
     if run is not None:
         raise RequestError(f"--run is for convergence, not for {name}: give --recipe")
 
-    from diffmix.benchmarks.suites import Options, run_benchmark
+    from diffmix.benchmarks.specs import Options
+    from diffmix.benchmarks.suites import run_benchmark
     from diffmix.experiments.tables import TABLES
 
     options = Options(

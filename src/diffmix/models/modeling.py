@@ -23,7 +23,7 @@ from diffmix.models.perturbation import Dropout, add_noise
 from diffmix.models.pooling import AttentionPooling, in_full_precision
 from diffmix.ops.alignment import align, aligned_positions, unalign
 
-Output = TypeVar("Output", bound=ModelOutput)
+OutputT = TypeVar("OutputT", bound=ModelOutput)
 
 
 @dataclass
@@ -65,7 +65,7 @@ class DiffmixPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def _returned(self, output: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
+    def _returned(self, output: OutputT, return_dict: bool | None) -> OutputT | tuple[Any, ...]:
         """`output`, or its tuple where the call, or else the configuration, says so.
 
         This is `transformers.utils.can_return_tuple` without its wrapper: a wrapper is one code object for all classes, so
