@@ -25,6 +25,7 @@ from diffmix.experiments.results import claim_result, command_line, portable_spe
 from diffmix.training.recipe import load_recipe
 
 SCALING_TOKENS = (4_096, 8_192, 16_384, 32_768, 65_536)
+ATTENTION_TOKENS = (512, 1_024, 2_048, 4_096, 8_192)
 SOFTMAX_TOKENS = 16_384  # beyond this a step of the quadratic side takes minutes on a few cores
 
 
@@ -260,6 +261,34 @@ def parts(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     }
 
 
+def heat_kernel(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
+    """Heat-kernel attention, forward with backward, against torch's fused attention and its own materialised definition."""
+    from diffmix.benchmarks.attention import FORMS
+
+    lengths = [n for n in ATTENTION_TOKENS if n <= (options.tokens or ATTENTION_TOKENS[-1])]
+    if not lengths:
+        raise RequestError(
+            f"tokens is {options.tokens}: give {ATTENTION_TOKENS[0]} or more, the longest row to measure"
+        )
+    shape = {"heads": 4, "channels": 64, "tokens": lengths}
+    common = {"kind": "attention", **shape, "dtype": options.dtype, "device": options.device, "steps": options.steps}
+    runs = alternate(
+        {side: {**common, "side": side} for side in ("sdpa", *FORMS, "materialised")},
+        options.repetitions,
+        notice=notice,
+        worker=worker,
+    )
+    longest = f"memory/{lengths[-1]}"
+    return {
+        "settings": shape,
+        "sides": medians(runs),
+        "ratios": {
+            **{form: {f"time/{n}": ratio(runs[form], runs["sdpa"], f"both/{n}") for n in lengths} for form in FORMS},
+            "materialised": {form: ratio(runs["materialised"], runs[form], longest) for form in FORMS},
+        },
+    }
+
+
 def paper_memory(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     """Peak memory of the paper's model at 16 rows of 4,096 tokens: training, with checkpointing, inference."""
     shape = {"batch": options.batch or 16, "tokens": options.tokens or 4096}
@@ -276,7 +305,8 @@ def paper_memory(options: Options, notice: Notice, worker: Any) -> dict[str, Any
 
 
 BENCHMARKS: dict[str, Callable[[Options, Notice, Any], dict[str, Any]]] = {
-    function.__name__: function for function in (distilbert, obvious, scaling, operators, parts, paper_memory)
+    function.__name__: function
+    for function in (distilbert, obvious, scaling, operators, parts, heat_kernel, paper_memory)
 }
 DEFAULT_RECIPE = {
     "distilbert": "ag_news",
@@ -284,6 +314,7 @@ DEFAULT_RECIPE = {
     "scaling": "ag_news",
     "operators": None,
     "parts": None,
+    "heat_kernel": None,
     "paper_memory": "imdb_paper",
 }
 

@@ -11,13 +11,20 @@ import sys
 import torch
 
 import diffmix.models  # noqa: F401  (registers the model type; part of the imports that memory is counted from)
+from diffmix.benchmarks.attention import measure_attention
 from diffmix.benchmarks.operators import measure_operators
 from diffmix.benchmarks.parts import measure_parts
 from diffmix.benchmarks.steps import import_model, measure_epoch, measure_step
 from diffmix.errors import RequestError
 from diffmix.training.hardware import reset_peak_memory, resident_memory
 
-KINDS = {"step": measure_step, "epoch": measure_epoch, "operators": measure_operators, "parts": measure_parts}
+KINDS = {
+    "step": measure_step,
+    "epoch": measure_epoch,
+    "operators": measure_operators,
+    "parts": measure_parts,
+    "attention": measure_attention,
+}
 
 
 def main() -> None:

@@ -1,0 +1,62 @@
+"""Attention operators side by side: torch's fused attention, ours, and ours as one writes it at first.
+
+B = 1 row, H heads, N tokens, D channels of a head. Each takes query, key, value [1, H, N, D] and returns [1, H, N, D].
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffmix.benchmarks.operators import DTYPES, median_seconds
+from diffmix.models import depth_scaled_time
+from diffmix.ops import heat_kernel_attention
+from diffmix.ops.reference import heat_kernel_attention as materialised
+from diffmix.training.hardware import peak_memory, reset_peak_memory
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+FORMS = ("dot", "normalized", "squared")
+
+
+def sides() -> dict[str, Attention]:
+    """Plain fused attention, each form of the heat kernel at the depth law's time, and its materialised definition."""
+    time = depth_scaled_time(4)
+    ours = {form: functools.partial(heat_kernel_attention, time=time, form=form) for form in FORMS}
+    return {
+        "sdpa": F.scaled_dot_product_attention,
+        **ours,
+        "materialised": functools.partial(materialised, time=time, form="squared"),
+    }
+
+
+def measure_attention(
+    *, side: str, tokens: Sequence[int], heads: int, channels: int, dtype: str, device: str, steps: int, baseline: int
+) -> dict[str, float]:
+    """Seconds of a side, forward with backward, at each length (medians over `steps`).
+
+    Returns:
+        `both/N` in seconds, and `memory/N`, the bytes that a step adds at its peak to what lay there before.
+    """
+    function = sides()[side]
+    measured: dict[str, float] = {}
+    for length in tokens:
+        torch.manual_seed(0)
+        query, key, value = (
+            torch.randn(1, heads, length, channels, device=device, dtype=DTYPES[dtype], requires_grad=True)
+            for _ in range(3)
+        )
+        upstream = torch.randn_like(query)
+        reset_peak_memory()
+        before = peak_memory(device, baseline)
+
+        def step(query: Tensor = query, key: Tensor = key, value: Tensor = value, upstream: Tensor = upstream) -> None:
+            query.grad = key.grad = value.grad = None
+            function(query, key, value).backward(upstream)
+
+        measured[f"both/{length}"] = median_seconds(step, steps, device)
+        measured[f"memory/{length}"] = max(0, peak_memory(device, baseline) - before)
+    return measured
