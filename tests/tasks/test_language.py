@@ -10,6 +10,7 @@ from diffmix.tasks.language import (
     Documents,
     TokenWindows,
     articles,
+    load_language,
     load_python_docs,
     load_tiny_shakespeare,
     load_wikitext,
@@ -98,3 +99,50 @@ def test_what_is_no_text_is_named(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(RequestError, match=message):
         read_text(path)
+
+
+def test_a_file_of_text_is_cut_in_order(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("".join(f"line {number}\n" for number in range(1000)))
+    data = load_language("plain_text", data=path)
+    parts = [data.train, data.validation, data.load_test()]
+    assert "".join(text for part in parts for text in part.texts) == path.read_text()
+    assert [round(part.bytes / len(path.read_text()), 1) for part in parts] == [0.8, 0.1, 0.1]
+
+
+def test_a_folder_of_texts_is_cut_by_file(tmp_path):
+    for number in range(20):
+        (tmp_path / f"{number}.txt").write_text(f"file {number}")
+    (tmp_path / "picture.png").write_bytes(b"\0")
+    data = load_language("plain_text", data=tmp_path)
+    parts = [data.train, data.validation, data.load_test()]
+    assert [len(part.texts) for part in parts] == [16, 2, 2]
+    assert {text for part in parts for text in part.texts} == {f"file {number}" for number in range(20)}
+
+
+def test_a_folder_with_named_splits(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.txt").write_text(split)
+    data = load_language("plain_text", data=tmp_path)
+    assert (data.train.texts, data.validation.texts, data.load_test()) == (["train"], ["validation"], None)
+    (tmp_path / "test.txt").write_text("test")
+    assert load_language("plain_text", data=tmp_path).load_test().texts == ["test"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("wikitxt2", {}, "did you mean 'wikitext2'"),
+        ("plain_text", {}, "--data"),
+        ("python_docs", {"data": "x"}, "takes none"),
+    ],
+)
+def test_wrong_requests_are_named(name, arguments, message):
+    with pytest.raises(RequestError, match=message):
+        load_language(name, **arguments)
+
+
+def test_too_few_files_are_named(tmp_path):
+    (tmp_path / "one.txt").write_text("one")
+    with pytest.raises(RequestError, match="1 text files"):
+        load_language("plain_text", data=tmp_path)
