@@ -87,9 +87,11 @@ def test_unlabelled_text_is_train_and_unsupervised_never_test(toy_ag_news):
     folder = toy_ag_news / "ag_news"
     task = load_task("ag_news", data=toy_ag_news)
     assert task.load_unlabelled is not None
-    assert set(task.load_unlabelled()) == set(task.train.tokenizer_texts())
+    assert set(task.load_unlabelled()) == set()
+    assert set(task.all_texts()) == set(task.train.tokenizer_texts())
     parquet(folder / "unsupervised.parquet", ["u"], [-1])
-    assert set(task.load_unlabelled()) == {*task.train.tokenizer_texts(), "u"}
+    assert set(task.load_unlabelled()) == {"u"}
+    assert set(task.all_texts()) == {*task.train.tokenizer_texts(), "u"}
 
 
 def test_equal_texts_stay_on_one_side_of_the_cut(toy_ag_news):

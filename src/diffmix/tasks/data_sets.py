@@ -113,9 +113,8 @@ def load_data_set(
         return limited(indexed(found, place), how)
 
     def load_unlabelled() -> Sequence[str]:
-        parts = [train.texts]
-        if source.has("unsupervised"):
-            parts.append(TextColumn(source.read("unsupervised", replace(columns, labelled=False))[0].texts))
-        return joined_texts(parts)
+        if not source.has("unsupervised"):
+            return []
+        return TextColumn(source.read("unsupervised", replace(columns, labelled=False))[0].texts)
 
     return TaskData(name, data_set.labels, train, validation, load_test, facts, load_unlabelled=load_unlabelled)

@@ -145,8 +145,15 @@ class TaskData:
     validation: Examples  # the source's own, or cut from train; never from test
     load_test: Callable[[], Examples | None]  # None: the source has no labelled test rows
     facts: dict[str, str | int | float]  # for metrics.json and the model card: source, train_rows, note, …
-    load_unlabelled: Callable[[], Sequence[str]] | None = None  # text for denoising pre-training, never test's
+    load_unlabelled: Callable[[], Sequence[str]] | None = None  # texts without labels, never test's; may be none
     vocab_size: int | None = None  # pixel tasks only: input ids are below this
+
+    def all_texts(self) -> Sequence[str] | None:
+        """Train's texts and those without labels, to learn from without labels; None where train holds none in memory."""
+        if not isinstance(self.train, Examples) or self.train.texts is None:
+            return None
+        unlabelled = self.load_unlabelled() if self.load_unlabelled is not None else []
+        return joined_texts([self.train.texts, unlabelled]) if len(unlabelled) else self.train.texts
 
 
 def cut(

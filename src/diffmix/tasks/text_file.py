@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from diffmix.errors import RequestError
-from diffmix.tasks.examples import Examples, TaskData, TextColumn, joined_texts
+from diffmix.tasks.examples import Examples, TaskData, TextColumn
 from diffmix.tasks.labels import check_labels, label_names, to_examples, value_counts
 from diffmix.tasks.rows import Columns, Rows, pc
 from diffmix.tasks.sources import split_files
@@ -79,10 +79,9 @@ def _hold_text_file(
         return limited(found, how)
 
     def load_unlabelled() -> Sequence[str]:
-        parts = [train.texts]
-        if files["unsupervised"]:
-            parts.append(TextColumn(read_files(files["unsupervised"], Columns(columns.text, labelled=False)).texts))
-        return joined_texts(parts)
+        if not files["unsupervised"]:
+            return []
+        return TextColumn(read_files(files["unsupervised"], Columns(columns.text, labelled=False)).texts)
 
     return TaskData("text_file", names, train, validation, load_test, facts, load_unlabelled=load_unlabelled)
 

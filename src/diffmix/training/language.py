@@ -51,6 +51,7 @@ _FOR_CLASSIFIERS = {
     "label_column": None,
     "stream": None,
     "pretraining": None,
+    "self_training": None,
 }
 
 

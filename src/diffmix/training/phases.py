@@ -6,7 +6,7 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +110,11 @@ class Run:
     def pretraining(self, task: TaskData) -> None:
         """Train a backbone to restore hidden tokens of the task's texts, with or without labels; fill the folder."""
         recipe = self.recipe
-        if isinstance(task.train, StreamedExamples) and task.load_unlabelled is None:
+        if isinstance(task.train, StreamedExamples):
             raise RequestError(
                 "pretraining needs texts in memory but train is streamed: set stream=false or pretraining=null"
             )
-        texts: Sequence[str] | None
-        texts = task.load_unlabelled() if task.load_unlabelled is not None else task.train.texts  # pyright: ignore[reportAttributeAccessIssue]
+        texts = task.all_texts()
         if texts is None:
             raise RequestError(f"pretraining needs texts and task {task.name} has none: set pretraining=null")
         tokenizer = self.tokenizer(task.train.tokenizer_texts, None)
@@ -221,8 +220,7 @@ class Run:
 
     def _plain_rows(self, task: TaskData, tokenizer: Any) -> Any:
         """What the task has of texts, with or without labels, encoded without dropout."""
-        unlabelled = task.load_unlabelled() if task.load_unlabelled is not None else None
-        return encode_texts(unlabelled or task.train.tokenizer_texts(), tokenizer, 10**9)
+        return encode_texts(task.all_texts() or task.train.tokenizer_texts(), tokenizer, 10**9)
 
     def _start_embeddings(self, model: Any, texts: Callable[[], Any]) -> None:
         if self.recipe.embedding_init != "ppmi" or self.fitter.last_checkpoint() is not None:

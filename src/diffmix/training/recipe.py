@@ -21,6 +21,7 @@ import yaml
 from diffmix.errors import RequestError
 
 DEFAULT_BATCH_SIZE = 32
+PHASES = ("pretraining", "self_training")  # keys that hold a recipe's changes for a phase before the run itself
 
 # What a model learns from its data is not a choice of the recipe.
 _FOLLOWS = {
@@ -87,6 +88,11 @@ class Recipe:
     )  # ppmi: from which tokens of the task's texts stand together
     pretraining: dict[str, Any] | None = _key(None)  # noqa: RUF009  keys of the masked-token phase; null: none
     mask_probability: float = _key(0.15, above=0, high=0.95)  # used inside pretraining
+    self_training: dict[str, Any] | None = _key(None)  # noqa: RUF009  keys of a teacher, which labels unlabelled texts
+    label_confidence: float = _key(0.75, low=0, high=1)  # used inside self_training: of labels that join train
+    tfidf_teacher: bool = _key(
+        False
+    )  # used inside self_training: TF-IDF's probabilities are averaged with the teacher's
     init_from: str | None = _key(None)  # a folder whose backbone and tokenizer the model starts from
     # The TF-IDF baseline
     tfidf_ngrams: int = _key(2, low=1, high=5)
@@ -113,8 +119,16 @@ class Recipe:
         """The recipe of the denoising phase: this one, with the keys under `pretraining` in place of its own."""
         if self.pretraining is None:
             return None
-        base = self.replace(pretraining=None, init_from=None, early_stopping_patience=0, max_steps=None, seed=0)
+        without = dict.fromkeys((*PHASES, "init_from", "max_steps"))
+        base = self.replace(**without, early_stopping_patience=0, seed=0)
         return recipe_from_mapping({**base.to_dict(), **self.pretraining}, name=f"{self.name}-pretraining")
+
+    def teacher_recipe(self) -> Recipe | None:
+        """The recipe of the teacher of self-training: this one, with the keys under `self_training` in place of its own."""
+        if self.self_training is None:
+            return None
+        base = self.replace(self_training=None, pretraining=None, seed=0)
+        return recipe_from_mapping({**base.to_dict(), **self.self_training}, name=f"{self.name}-teacher")
 
 
 @functools.cache
@@ -142,13 +156,13 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     if model != own_model:
         known = {field.name for field in _training_fields()} | {"name"}
         mapping = {key: value for key, value in mapping.items() if key in known}
-        if isinstance(mapping.get("pretraining"), Mapping) and model == "tfidf":
-            mapping["pretraining"] = None
+        if model == "tfidf":
+            mapping |= {phase: None for phase in PHASES if isinstance(mapping.get(phase), Mapping)}
     for key, value in changes.items():
         outer, _, inner = key.partition(".")
-        if outer == "pretraining" and inner:
-            nested = mapping.get("pretraining")
-            mapping["pretraining"] = {**(nested if isinstance(nested, Mapping) else {}), inner: value}
+        if outer in PHASES and inner:
+            nested = mapping.get(outer)
+            mapping[outer] = {**(nested if isinstance(nested, Mapping) else {}), inner: value}
         else:
             mapping[key] = value
     return recipe_from_mapping(mapping, name=name)
@@ -172,6 +186,8 @@ def recipe_from_mapping(mapping: Mapping[str, Any], *, name: str) -> Recipe:
     recipe = Recipe(name=name, config=_checked_config(values.get("model", "diffmix"), mapping), **values)
     if recipe.pretraining is not None:
         recipe.pretraining_recipe()  # its keys are checked now, not after hours
+    if recipe.self_training is not None:
+        recipe.teacher_recipe()
     return recipe
 
 

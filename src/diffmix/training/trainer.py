@@ -7,6 +7,7 @@ the number of processes, and a run that was killed and resumed ends as the unint
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import statistics
@@ -25,6 +26,7 @@ from diffmix.training.language import check_language_recipe, train_language_mode
 from diffmix.training.phases import VALIDATION_SEED, Run
 from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import claim_folder, recorded_data, release_folder, write_json
+from diffmix.training.self_training import TAUGHT, label_texts, with_taught_labels
 
 
 def train(
@@ -69,16 +71,18 @@ def train_seeds(
         return _finished(output, notice)
     data = recorded_data(output)
     with _explained(output), _undone(output, state):
-        pretrained = None
+        pretrained = taught = None
         if recipe.pretraining is not None:
             pretrained = _pretrain(recipe, data, output / "pretraining", notice, baseline)
+        if recipe.self_training is not None:
+            taught = _teach(recipe, data, output / "teacher", notice, baseline, pretrained)
         runs = []
         for seed in range(seeds):
             folder = output / f"seed-{seed}"
             notice(f"seed {seed} of {seeds}: {folder}")
             started = (folder / "recipe.yaml").is_file()
             one = recipe.replace(seed=seed)
-            runs.append(_train_one(one, data, folder, started, notice, baseline, pretrained=pretrained))
+            runs.append(_train_one(one, data, folder, started, notice, baseline, pretrained=pretrained, taught=taught))
         summary = summarise(runs)
         on_first_process(lambda: write_json(output / "metrics.json", summary))
     return summary
@@ -113,6 +117,7 @@ def _train_one(
     baseline: int,
     *,
     pretrained: Path | None = None,
+    taught: Path | None = None,
 ) -> dict[str, Any]:
     if recipe.task in LANGUAGE_TASKS:
         check_language_recipe(recipe)
@@ -137,12 +142,17 @@ def _train_one(
         data = recorded_data(folder)
         if recipe.pretraining is not None and pretrained is None:
             pretrained = _pretrain(recipe, data, folder / "pretraining", notice, baseline)
+        if recipe.self_training is not None and taught is None:
+            taught = _teach(recipe, data, folder / "teacher", notice, baseline, pretrained)
         start = Path(recipe.init_from) if recipe.init_from is not None else pretrained
         run = Run(recipe, folder, device, dtype, baseline, notice)
         if recipe.task in LANGUAGE_TASKS:
             task = load_language(recipe.task, data=data, seed=VALIDATION_SEED, on_notice=run.notice)
             return train_language_model(run, task)
-        return run.classification(_load_task(recipe, data, notice), start)
+        task = _load_task(recipe, data, notice)
+        if taught is not None:
+            task = with_taught_labels(task, taught)
+        return run.classification(task, start)
 
 
 def _finished(folder: Path, notice: Notice) -> dict[str, Any]:
@@ -162,6 +172,29 @@ def _pretrain(recipe: Recipe, data: Path | str | None, folder: Path, notice: Not
         with _explained(folder), _undone(folder, state):
             run = Run(phase, folder, device, resolve_dtype(phase.dtype, device), baseline, notice)
             run.pretraining(_load_task(phase, data, notice))
+    return folder
+
+
+def _teach(
+    recipe: Recipe, data: Path | str | None, folder: Path, notice: Notice, baseline: int, pretrained: Path | None
+) -> Path:
+    """The folder of the teacher of `recipe`, trained or continued as needed, with its labels of the unlabelled texts."""
+    teacher = recipe.teacher_recipe()
+    assert teacher is not None
+    if (folder / TAUGHT).is_file():
+        return folder
+    notice(f"teacher: {folder}")
+    device = resolve_device(teacher.device)
+    exists = (folder / "recipe.yaml").is_file()
+    state = on_first_process(lambda: claim_folder(folder, teacher, data, resume=exists))
+    with _explained(folder), _undone(folder, state):
+        # The teacher never sees test: what it would score there decides nothing.
+        task = dataclasses.replace(_load_task(teacher, data, notice), load_test=lambda: None)
+        if state != "finished":
+            start = Path(teacher.init_from) if teacher.init_from is not None else pretrained
+            run = Run(teacher, folder, device, resolve_dtype(teacher.dtype, device), baseline, notice)
+            run.classification(task, start)
+        on_first_process(lambda: label_texts(teacher, task, folder, baseline, notice))
     return folder
 
 
