@@ -1,8 +1,10 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 
-from diffmix.cli.language_arguments import standard_arguments
+from diffmix.cli.language_arguments import RECIPE_KEYS, standard_arguments
 from diffmix.cli.main import main
 from diffmix.errors import RequestError
 from diffmix.training.recipe import load_recipe
@@ -183,3 +185,13 @@ def test_text_of_your_own(diffmix, tmp_path):
     code, out, error = diffmix("train", "python_docs", "--data", path, "--output", tmp_path / "run", *sets)
     assert code == 0, error
     assert "test/bits_per_byte" in out
+
+
+def test_the_documented_table_names_every_argument_with_the_recipes_default():
+    text = (Path(__file__).parents[2] / "docs" / "language.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `--(\w+)` \| (\S+) \| `(?:\w+)`", text, re.MULTILINE))
+    keys = dict(re.findall(r"^\| `--(\w+)` \| \S+ \| `(\w+)`", text, re.MULTILINE))
+    recipe = load_recipe("language").to_dict()
+    assert {name: keys[name] for name in RECIPE_KEYS} == RECIPE_KEYS
+    for name, key in RECIPE_KEYS.items():
+        assert (None if rows[name] == "none" else float(rows[name])) == recipe[key], name
