@@ -24,7 +24,7 @@ def score_text(
     dtype: str = "fp32",
     bins: int = 15,
     temperature: float = 1.0,
-    on_batch: Callable[[int], None] = lambda _: None,
+    on_batch: Callable[[int], object] = lambda _: None,
 ) -> StreamingCalibration:
     """Every target of `windows` scored once by a causal model, ours or Hugging Face's; document by document.
 

@@ -6,8 +6,10 @@ B batch, H heads, N_q queries, N_k keys, D channels of a head.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -136,6 +138,10 @@ class AdaptiveTime(nn.Module):
             return _between(logit, self.bounds)
 
 
+def _hand_over(record: Callable[[Tensor], None], module: nn.Module, inputs: Any, time: Tensor) -> None:
+    record(time)
+
+
 @contextlib.contextmanager
 def recorded_times(model: nn.Module) -> Iterator[dict[str, list[dict[str, float]]]]:
     """The times that the blocks of `model` use while it runs inside: module name → for each head mean, std, min, max.
@@ -155,7 +161,7 @@ def recorded_times(model: nn.Module) -> Iterator[dict[str, list[dict[str, float]
         seen[name] = parts
 
     handles = [
-        module.register_forward_hook(lambda _m, _i, time, name=name: record(name, time))
+        module.register_forward_hook(functools.partial(_hand_over, functools.partial(record, name)))
         for name, module in model.named_modules()
         if isinstance(module, LearnedTime | AdaptiveTime)
     ]

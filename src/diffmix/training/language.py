@@ -209,7 +209,8 @@ def load_language_model(folder: Path | str, *, device: str = "auto", dtype: str 
         dtype = recorded["dtype"] if recorded.get("device_type") == device and "dtype" in recorded else dtype
     try:
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True).to(device)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True)
+        model = loaded.to(device)
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{folder} holds a damaged model ({reason}): train the model again") from None
