@@ -100,6 +100,7 @@ def test_other_models_train_by_the_same_recipe(tmp_path, overrides):
         ("stream=true", "stream"),
         ("pretraining={epochs: 1}", "pretraining"),
         ("best_metric=accuracy", "best_metric=nll"),
+        ("embedding_init=ppmi", "embedding_init"),
         ("max_length=1", "2 tokens"),
         ("model=tfidf", "tfidf"),
         ("heat_time=-1", "heat_time"),

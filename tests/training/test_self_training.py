@@ -88,6 +88,7 @@ def test_texts_without_labels_are_needed(data, tmp_path):
         (tmp_path / "few" / f"{split}.parquet").write_bytes((data / f"{split}.parquet").read_bytes())
     with pytest.raises(RequestError, match="self_training=null"):
         train(tmp_path / "few", tmp_path / "run")
+    assert not (tmp_path / "run" / "teacher").exists()
 
 
 def test_wrong_keys_of_the_teacher_are_refused_at_once():

@@ -50,6 +50,7 @@ _FOR_CLASSIFIERS = {
     "pair_column": None,
     "label_column": None,
     "stream": None,
+    "embedding_init": "random",
     "pretraining": None,
     "self_training": None,
 }

@@ -31,7 +31,7 @@ def label_texts(recipe: Recipe, task: TaskData, folder: Path, baseline: int, not
     With `recipe.tfidf_teacher` its probabilities are averaged with those of TF-IDF, trained on the same rows: the two err on
     different texts. Raises RequestError where the task has no unlabelled texts.
     """
-    texts = _unlabelled(task)
+    texts = unlabelled_texts(task)
     rows = Examples(np.zeros(len(texts), dtype=np.int64), texts=texts)
     folders = [folder]
     if recipe.tfidf_teacher:
@@ -59,15 +59,16 @@ def label_texts(recipe: Recipe, task: TaskData, folder: Path, baseline: int, not
 def with_taught_labels(task: TaskData, folder: Path) -> TaskData:
     """The task with the texts that the teacher in `folder` labelled behind its train rows."""
     taught = load_file(folder / TAUGHT)
-    texts = _unlabelled(task).take(taught["rows"])
+    texts = unlabelled_texts(task).take(taught["rows"])
     train: Any = task.train
     joined = Examples(np.concatenate([train.labels, taught["labels"]]), texts=joined_texts([train.texts, texts]))
     facts = {**task.facts, "self_training": f"{len(texts):,} unlabelled texts with a teacher's labels join train"}
     return dataclasses.replace(task, train=joined, facts=facts)
 
 
-def _unlabelled(task: TaskData) -> TextColumn:
-    texts = task.load_unlabelled() if task.load_unlabelled is not None else []
+def unlabelled_texts(task: TaskData) -> TextColumn:
+    """The texts to label. Raises RequestError where the task has none, or does not read single texts."""
+    texts = task.loadunlabelled_texts() if task.load_unlabelled is not None else []
     if not isinstance(texts, TextColumn) or not isinstance(task.train, Examples) or task.train.pairs is not None:
         raise RequestError(
             f"self_training needs single texts without labels beside train, and task {task.name} has none: set self_training=null"

@@ -26,7 +26,7 @@ from diffmix.training.language import check_language_recipe, train_language_mode
 from diffmix.training.phases import VALIDATION_SEED, Run
 from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import claim_folder, recorded_data, release_folder, write_json
-from diffmix.training.self_training import TAUGHT, label_texts, with_taught_labels
+from diffmix.training.self_training import TAUGHT, label_texts, unlabelled_texts, with_taught_labels
 
 
 def train(
@@ -190,6 +190,7 @@ def _teach(
     with _explained(folder), _undone(folder, state):
         # The teacher never sees test: what it would score there decides nothing.
         task = dataclasses.replace(_load_task(teacher, data, notice), load_test=lambda: None)
+        unlabelled_texts(task)  # that there are some is known before anything is trained
         if state != "finished":
             start = Path(teacher.init_from) if teacher.init_from is not None else pretrained
             run = Run(teacher, folder, device, resolve_dtype(teacher.dtype, device), baseline, notice)
