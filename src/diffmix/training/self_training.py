@@ -68,7 +68,7 @@ def with_taught_labels(task: TaskData, folder: Path) -> TaskData:
 
 def unlabelled_texts(task: TaskData) -> TextColumn:
     """The texts to label. Raises RequestError where the task has none, or does not read single texts."""
-    texts = task.loadunlabelled_texts() if task.load_unlabelled is not None else []
+    texts = task.load_unlabelled() if task.load_unlabelled is not None else []
     if not isinstance(texts, TextColumn) or not isinstance(task.train, Examples) or task.train.pairs is not None:
         raise RequestError(
             f"self_training needs single texts without labels beside train, and task {task.name} has none: set self_training=null"
