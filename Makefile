@@ -1,5 +1,5 @@
 # make demo: install and show the main job on embedded data. make test: lint, types, tests. make acceptance: what is too
-# long for every run: full recipes, a million rows, ten thousand inputs for each parser.
+# long for every run: full recipes, a million rows, ten thousand inputs for each parser, studies on Ray (360 MB to install).
 PYTHON ?= python3
 VENV ?= .venv
 # Another package index for torch, such as the CUDA or CPU builds of PyTorch's own: make TORCH_INDEX=URL demo
@@ -16,7 +16,9 @@ test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 acceptance: $(VENV)/.installed-dev
+	$(PIP) --editable '.[ray]'
 	$(BIN)/python -m pytest -m acceptance
+	$(BIN)/python -m pytest tests/experiments/test_study_ray.py
 	$(BIN)/python -m pytest --hypothesis-profile=acceptance --timeout=3600 tests/tasks/test_sources.py
 
 lint: $(VENV)/.installed-dev

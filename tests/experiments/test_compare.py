@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from diffmix.errors import RequestError, RunError
-from diffmix.experiments.compare import compare, folder_name, parse_entry, split_spec
+from diffmix.experiments.cells import folder_name, parse_entry, split_spec
+from diffmix.experiments.compare import compare
 from diffmix.experiments.tables import comparison_table
 
 RECIPE = "task: text_file\ntokenizer: bytes\nhidden_size: 16\n"

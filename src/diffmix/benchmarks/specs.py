@@ -63,7 +63,7 @@ def vocabulary_size(tokenizer: str) -> int:
 
 def recipe_of(options: Options) -> Recipe:
     """The recipe that `options` name, with its overrides."""
-    from diffmix.experiments.compare import split_spec
+    from diffmix.experiments.cells import split_spec
 
     assert options.recipe is not None
     name, overrides = split_spec(options.recipe)

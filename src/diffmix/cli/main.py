@@ -23,6 +23,7 @@ from diffmix.cli.generate import generate
 from diffmix.cli.language_arguments import standard_arguments
 from diffmix.cli.predict import predict
 from diffmix.cli.report import report
+from diffmix.cli.study import study
 from diffmix.cli.train import train
 from diffmix.errors import RequestError, RunError
 
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (train, evaluate, predict, generate, compare, bench, report, data, demo):
+for verb in (train, evaluate, predict, generate, compare, study, bench, report, data, demo):
     app.command()(verb)
 
 

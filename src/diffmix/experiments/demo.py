@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from diffmix.errors import RequestError
-from diffmix.experiments.compare import Run, parse_entry, read_row, train_entry
+from diffmix.experiments.cells import Run, parse_entry, read_row, train_entry
 from diffmix.experiments.results import write_result
 
 MARKER = ".diffmix-demo"  # in a folder that a demo made, and another may replace

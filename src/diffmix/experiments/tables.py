@@ -1,7 +1,7 @@
 """The tables of README and docs, generated from `results/`: `python -m diffmix.experiments.tables [--check]`.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is one of `TABLES`, or the stem of a comparison's file
-(`compare-NAME`). Nothing between the marks is written by hand.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is one of `TABLES`, or the stem of a comparison's or a
+study's file (`compare-NAME`, `study-NAME`). Nothing between the marks is written by hand.
 """
 
 from __future__ import annotations
@@ -65,10 +65,14 @@ def make_table(name: str, results: Path) -> str:
         files, make = (name,), obvious_table
     elif name.startswith("convergence-"):
         files, make = (name,), convergence_table
+    elif name.startswith("study-"):
+        from diffmix.experiments.study_summary import study_table  # which lays its tables out with `markdown`
+
+        files, make = (name,), study_table
     else:
         known = ", ".join([*TABLES, "claims"])
         raise RequestError(
-            f"there is no such table: give one of {known}, or compare-NAME for results/compare-NAME.json"
+            f"there is no such table: give one of {known}, or compare-NAME or study-NAME for that file of results/"
         )
     return make(*(read_result(results / f"{file}.json") for file in files))
 
