@@ -126,7 +126,7 @@ def test_without_seeds_or_comparison_there_is_one_table():
     study = Study(**{**vars(study), "cells": cells})
     result = study_result(study, measured(study, lambda cell: {"test/nll": 1.0}))
     assert result["differences"] == []
-    assert study_table(result).count("| ---") == 1
+    assert study_table(result).count("\n| ---") == 1
     assert "1 of 1" in study_table(result)
 
 

@@ -175,6 +175,7 @@ def run_ray(jobs: Sequence[Job], workers: int | None, notice: Notice) -> Iterato
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15, but the cells are what the machine is for
     ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     tasks: dict[Any, Job] = {}
     try:
