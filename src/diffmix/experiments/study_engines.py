@@ -16,7 +16,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Job:
     data_folder: str | None  # $DIFFMIX_DATA
 
 
-Engine = Callable[[Sequence[Job], int | None, Notice], Iterator[tuple[Job, int]]]
+Engine = Callable[[Sequence[Job], int | None, Notice], Generator[tuple[Job, int], None, None]]
 
 
 class Held(Exception):
@@ -117,7 +117,7 @@ def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def run_local(jobs: Sequence[Job], workers: int | None, notice: Notice) -> Iterator[tuple[Job, int]]:
+def run_local(jobs: Sequence[Job], workers: int | None, notice: Notice) -> Generator[tuple[Job, int], None, None]:
     """Train cells as processes of this machine, `workers` (1) at a time: each with its exit code, as they end."""
     workers = workers or 1
     threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
@@ -166,13 +166,13 @@ def run_job(job: Job, threads: int | None = None) -> int:
         stop([process])
 
 
-def run_ray(jobs: Sequence[Job], workers: int | None, notice: Notice) -> Iterator[tuple[Job, int]]:
+def run_ray(jobs: Sequence[Job], workers: int | None, notice: Notice) -> Generator[tuple[Job, int], None, None]:
     """Train cells as tasks of a Ray cluster: that of $RAY_ADDRESS, or a local one, which ends with the study.
 
     At most `workers` run at a time, left out one a GPU, or one a machine where there is no GPU; each task has an equal share
     of the cluster's CPUs and GPUs. On several machines the runs' folder must be one that all of them see.
     """
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]  (an extra)
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15, but the cells are what the machine is for
