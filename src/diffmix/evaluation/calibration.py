@@ -1,7 +1,8 @@
 """Calibration of the top prediction: does a confidence of 80 % mean right four times in five?
 
 confidence c_i = max_k p_ik, correct_i = 1 if argmax_k p_ik is the label. Bins are open to the left, (low, high], and
-the first one includes 0, as in Guo et al., "On Calibration of Modern Neural Networks" (2017).
+the first one includes 0, as in Guo et al., "On Calibration of Modern Neural Networks" (2017). (torchmetrics closes them on
+the left, [low, high), and gives a confidence of exactly 1 a bin of its own; elsewhere the numbers are equal.)
 """
 
 from __future__ import annotations

@@ -1,21 +1,78 @@
-"""How well a causal language model predicts a text, and how far its confidence can be trusted."""
+"""How well a causal language model predicts a text, and how far its confidence can be trusted.
+
+B windows at once, N tokens, V token ids; n targets.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
-from diffmix.evaluation.streaming import StreamingCalibration
+from diffmix.errors import RequestError
+from diffmix.evaluation.streaming import StreamingCalibration, fit_temperature
 from diffmix.tasks.language import Documents, TokenWindows
 
 _SCORES_AT_ONCE = 2**25  # scores of tokens over the vocabulary that are held at a time
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_FEW_PASSES = 10  # each reads the validation text once
 
 
 @torch.inference_mode()
+def target_scores(
+    model: torch.nn.Module,
+    windows: TokenWindows,
+    *,
+    batch_size: int = 8,
+    dtype: str = "fp32",
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Logits [n, V] in fp32 or better, targets [n] and their documents [n], part by part: every target once, in order.
+
+    Args:
+        model: maps input_ids [B, N] to `.logits` [B, N, V], causally; its mode is left as it was.
+        windows: of at most the length that the model takes.
+        batch_size: windows at once.
+        dtype: "fp32" computes in the model's own dtype, "bf16" and "fp16" in autocast.
+        on_batch: told how many windows are done, after each batch.
+
+    Raises:
+        RequestError: a window longer than the model's positions, or a token that the model does not know.
+    """
+    _check_fit(model, windows)
+    if dtype not in _AUTOCAST:
+        raise ValueError(f"dtype is {dtype!r}; give one of {', '.join(_AUTOCAST)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; give 1 or more windows")
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(windows), batch_size):
+            numbers = range(start, min(start + batch_size, len(windows)))
+            rows = [torch.from_numpy(windows[number]["input_ids"]).long() for number in numbers]
+            # Causally, what is filled up behind a row changes nothing before it.
+            ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+            autocast = _AUTOCAST[dtype]
+            with contextlib.nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast):
+                logits = model(input_ids=ids[:, :-1]).logits
+            part = max(1, _SCORES_AT_ONCE // logits.shape[-1])
+            for number, row, scores in zip(numbers, rows, logits, strict=True):
+                targets = row[1:].to(device)
+                owners = torch.from_numpy(windows.documents(number)).long()
+                for some, their, documents in zip(
+                    scores[: len(targets)].split(part), targets.split(part), owners.split(part), strict=True
+                ):
+                    yield some.to(torch.promote_types(some.dtype, torch.float32)), their, documents
+            on_batch(min(start + batch_size, len(windows)))
+    finally:
+        model.train(was_training)
+
+
 def score_text(
     model: torch.nn.Module,
     windows: TokenWindows,
@@ -29,56 +86,39 @@ def score_text(
     """Every target of `windows` scored once by a causal model, ours or Hugging Face's; document by document.
 
     Args:
-        model: maps input_ids [B, N] to `.logits` [B, N, V]; its mode is left as it was.
-        windows: of at most as many targets as the model takes tokens.
-        batch_size: windows at once.
-        dtype: "fp32", or "bf16" or "fp16" for autocast.
+        model, windows, batch_size, dtype, on_batch: as in `target_scores`, which also says what it raises.
         bins: of the expected calibration error.
         temperature: logits are divided by it.
-        on_batch: told how many windows were scored, after each batch.
     """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature is {temperature}; give a finite number above 0: 1 leaves the model as it is")
     calibration = StreamingCalibration(bins)
-    for numbers, logits, targets in _predictions(model, windows, range(len(windows)), batch_size, dtype):
-        for number, scores, tokens in zip(numbers, logits, targets, strict=True):
-            owners = torch.from_numpy(windows.documents(number)).long()
-            for part in torch.arange(len(owners)).split(max(1, _SCORES_AT_ONCE // scores.shape[-1])):
-                calibration.update(scores[part].float() / temperature, tokens[part], owners[part])
-        on_batch(len(numbers))
+    parts = target_scores(model, windows, batch_size=batch_size, dtype=dtype, on_batch=on_batch)
+    with torch.inference_mode():
+        for logits, targets, documents in parts:
+            calibration.update(logits / temperature, targets, documents)
     return calibration
 
 
-@torch.inference_mode()
-def total_nll(
-    model: torch.nn.Module, windows: TokenWindows, numbers: Sequence[int], *, batch_size: int = 8, dtype: str = "fp32"
-) -> tuple[float, int]:
-    """(summed negative log-likelihood in nats, number of targets) over some windows: what validation asks for."""
-    total, count = 0.0, 0
-    for _, logits, targets in _predictions(model, windows, numbers, batch_size, dtype):
-        for scores, tokens in zip(logits, targets, strict=True):
-            total += float(F.cross_entropy(scores[: len(tokens)].float(), tokens, reduction="sum"))
-            count += len(tokens)
-    return total, count
+def fit_text_temperature(
+    model: torch.nn.Module,
+    windows: TokenWindows,
+    *,
+    batch_size: int = 8,
+    dtype: str = "fp32",
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> float:
+    """The temperature that minimises the NLL of `windows`, which are of a validation split: see `fit_temperature`.
 
+    Each of its few Newton steps is one pass of the model over the windows.
+    """
 
-def _predictions(
-    model: torch.nn.Module, windows: TokenWindows, numbers: Sequence[int], batch_size: int, dtype: str
-) -> Iterator[tuple[Sequence[int], torch.Tensor, list[torch.Tensor]]]:
-    """Batches of window numbers, logits [b, ≥ L, V] and each window's targets [≤ L]; the model's mode is put back."""
-    device = next(model.parameters()).device
-    autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(dtype)
-    was_training = model.training
-    model.eval()
-    try:
-        for start in range(0, len(numbers), batch_size):
-            chosen = numbers[start : start + batch_size]
-            rows = [torch.from_numpy(windows[number]["input_ids"]).long() for number in chosen]
-            # What is filled up behind a row changes nothing before it, since no token hears the future.
-            ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-            with torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext():
-                logits = model(input_ids=ids[:, :-1]).logits
-            yield chosen, logits, [row[1:].to(device) for row in rows]
-    finally:
-        model.train(was_training)
+    def parts() -> Iterator[tuple[Tensor, Tensor]]:
+        for logits, targets, _ in target_scores(model, windows, batch_size=batch_size, dtype=dtype, on_batch=on_batch):
+            yield logits, targets
+
+    with torch.inference_mode():
+        return fit_temperature(parts, tolerance=1e-3, passes=_FEW_PASSES)
 
 
 def language_metrics(
@@ -91,7 +131,8 @@ def language_metrics(
       tokenizers comparable.
     - `bits_per_byte`: the sum in bits, over the UTF-8 bytes of the split.
 
-    Their `…_low` and `…_high` follow from those of nll.
+    Their `…_low` and `…_high` follow from those of nll. With a tokenizer without an end mark the sums lack the split's first
+    token, which nothing stands before.
     """
     metrics = calibration.metrics(bootstrap=bootstrap)
     tokens = metrics["n"]
@@ -102,6 +143,23 @@ def language_metrics(
             metrics[f"word_perplexity{suffix}"] = _exp(nll * tokens / max(1, documents.words))
             metrics[f"bits_per_byte{suffix}"] = nll * tokens / math.log(2) / max(1, documents.bytes)
     return metrics
+
+
+def _check_fit(model: Any, windows: TokenWindows) -> None:
+    """Refuse, before anything is computed, a text that the model cannot read."""
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if positions is not None and min(windows.length, len(windows.tokens) - 1) > positions:
+        raise RequestError(
+            f"windows of {windows.length} tokens are longer than the model's {positions} positions: "
+            f"give windows of at most {positions}"
+        )
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    highest = int(windows.tokens.max())
+    if embedding is not None and highest >= embedding.weight.shape[0]:
+        raise RequestError(
+            f"the tokenizer gives token {highest} but the model knows {embedding.weight.shape[0]} tokens: "
+            "give the tokenizer that the model was trained with"
+        )
 
 
 def _exp(value: float) -> float:

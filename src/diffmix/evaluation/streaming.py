@@ -177,7 +177,7 @@ def fit_temperature(
     Args:
         batches: starts a pass over (logits [n, V], labels [n], negative ones not counted), of validation data.
         tolerance: the change of ln β at which it stops.
-        passes: at most that many.
+        passes: at most that many. The best T of logits that say less than nothing is infinite; the result is then 2^passes.
 
     Raises:
         ValueError: nothing to fit on.
