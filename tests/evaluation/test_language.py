@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from diffmix import DiffmixConfig, DiffmixForCausalLM
 from diffmix.errors import RequestError
-from diffmix.evaluation.language import fit_text_temperature, language_metrics, score_text, target_scores
+from diffmix.evaluation.language import fit_text_temperature, language_metrics, score_text, target_scores, total_nll
 from diffmix.tasks.language import Documents, TokenWindows
 from diffmix.tasks.tokenizers import build_tokenizer
 
@@ -72,6 +72,12 @@ def test_equals_a_plain_loop_over_the_logits(kind, length, batch_size):
     assert found["nll"] == pytest.approx(sum(losses) / len(losses), abs=1e-9)
     assert found["accuracy"] == pytest.approx(sum(hits) / len(hits), abs=1e-12)
     assert found["documents"] == len(TEXTS.texts)
+    total, count = total_nll(MODELS[kind], windows, batch_size=batch_size)
+    assert (total, count) == (pytest.approx(sum(losses), abs=1e-7), len(losses))
+    last = len(windows) - 1
+    total, count = total_nll(MODELS[kind], windows, [last], batch_size=batch_size)
+    assert total == pytest.approx(sum(losses[last * length :]), abs=1e-7)
+    assert count == len(losses) - last * length
 
 
 @settings(max_examples=15)
@@ -118,7 +124,7 @@ def test_the_mode_is_put_back_and_the_progress_is_told():
     model = gpt2(attn_pdrop=0.5, embd_pdrop=0.5).train()
     first = score_text(model, windows, batch_size=4, on_batch=told.append).metrics(bootstrap=0)
     assert model.training
-    assert told == [4, len(windows)]
+    assert told == [4, len(windows) - 4]
     assert score_text(model.eval(), windows, batch_size=4).metrics(bootstrap=0) == first
     assert not model.training
 

@@ -13,7 +13,6 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from diffmix.evaluation import classification_metrics, expected_calibration_error
 from diffmix.evaluation.streaming import StreamingCalibration
 
-
 SIZES = (st.integers(2, 600), st.integers(2, 12), st.integers(1, 25), st.integers(0, 1000))
 
 

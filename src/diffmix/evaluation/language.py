@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffmix.errors import RequestError
@@ -26,6 +27,7 @@ _FEW_PASSES = 10  # each reads the validation text once
 def target_scores(
     model: torch.nn.Module,
     windows: TokenWindows,
+    numbers: Sequence[int] | None = None,
     *,
     batch_size: int = 8,
     dtype: str = "fp32",
@@ -35,10 +37,11 @@ def target_scores(
 
     Args:
         model: maps input_ids [B, N] to `.logits` [B, N, V], causally; its mode is left as it was.
-        windows: of at most the length that the model takes.
+        windows: of at most as many targets as the model takes tokens.
+        numbers: which windows; all by default.
         batch_size: windows at once.
         dtype: "fp32" computes in the model's own dtype, "bf16" and "fp16" in autocast.
-        on_batch: told how many windows are done, after each batch.
+        on_batch: told how many windows were scored, after each batch.
 
     Raises:
         RequestError: a window longer than the model's positions, or a token that the model does not know.
@@ -52,23 +55,24 @@ def target_scores(
     was_training = model.training
     model.eval()
     try:
-        for start in range(0, len(windows), batch_size):
-            numbers = range(start, min(start + batch_size, len(windows)))
-            rows = [torch.from_numpy(windows[number]["input_ids"]).long() for number in numbers]
-            # Causally, what is filled up behind a row changes nothing before it.
+        numbers = range(len(windows)) if numbers is None else numbers
+        for start in range(0, len(numbers), batch_size):
+            chosen = numbers[start : start + batch_size]
+            rows = [torch.from_numpy(windows[number]["input_ids"]).long() for number in chosen]
+            # What is filled up behind a row changes nothing before it, since no token hears the future.
             ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
             autocast = _AUTOCAST[dtype]
             with contextlib.nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast):
                 logits = model(input_ids=ids[:, :-1]).logits
             part = max(1, _SCORES_AT_ONCE // logits.shape[-1])
-            for number, row, scores in zip(numbers, rows, logits, strict=True):
+            for number, row, scores in zip(chosen, rows, logits, strict=True):
                 targets = row[1:].to(device)
                 owners = torch.from_numpy(windows.documents(number)).long()
                 for some, their, documents in zip(
                     scores[: len(targets)].split(part), targets.split(part), owners.split(part), strict=True
                 ):
                     yield some.to(torch.promote_types(some.dtype, torch.float32)), their, documents
-            on_batch(min(start + batch_size, len(windows)))
+            on_batch(len(chosen))
     finally:
         model.train(was_training)
 
@@ -98,6 +102,25 @@ def score_text(
         for logits, targets, documents in parts:
             calibration.update(logits / temperature, targets, documents)
     return calibration
+
+
+def total_nll(
+    model: torch.nn.Module,
+    windows: TokenWindows,
+    numbers: Sequence[int] | None = None,
+    *,
+    batch_size: int = 8,
+    dtype: str = "fp32",
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> tuple[float, int]:
+    """(summed negative log-likelihood in nats, number of targets) over some windows, or all: what validation asks for."""
+    total, count = 0.0, 0
+    parts = target_scores(model, windows, numbers, batch_size=batch_size, dtype=dtype, on_batch=on_batch)
+    with torch.inference_mode():
+        for logits, targets, _ in parts:
+            total += float(F.cross_entropy(logits, targets, reduction="sum"))
+            count += len(targets)
+    return total, count
 
 
 def fit_text_temperature(
