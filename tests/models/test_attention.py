@@ -1,5 +1,7 @@
 """Models of Hugging Face with heat-kernel attention, built from their configurations."""
 
+import math
+
 import pytest
 import torch
 from transformers import (
@@ -14,6 +16,7 @@ from transformers import (
 )
 
 from diffmix import register_attention
+from diffmix.errors import RequestError
 
 SMALL = {"vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -75,11 +78,23 @@ def test_time_comes_from_the_call_the_config_or_a_list(name):
     model.config.heat_time = [0.5, 0.5]
     torch.testing.assert_close(model(ids).logits, configured)
     model.config.heat_time = [0.5]
-    with pytest.raises(ValueError, match="has 1 times and layer 1 asks"):
+    for times in ([0.5], [0.5, 0.5, 0.5]):
+        model.config.heat_time = times
+        with pytest.raises(RequestError, match=rf"has {len(times)} times and the model 2 layers"):
+            model(ids)
+
+
+@pytest.mark.parametrize("time", [0, -1.0, math.nan, math.inf, "fast", True, [0.5, -1.0], [0.5, math.nan]])
+def test_a_wrong_time_is_named_in_one_line(time):
+    ids, _ = batch()
+    model = make("llama", "heat_kernel")
+    model.config.heat_time = time
+    with pytest.raises(RequestError, match=r"^config.heat_time is [^\n]*; give a finite number above 0[^\n]*$"):
         model(ids)
-    model.config.heat_time = -1.0
-    with pytest.raises(ValueError, match=r"time is -1.0; give a finite number above 0"):
-        model(ids)
+    model.config.heat_time = None
+    if not isinstance(time, list):
+        with pytest.raises(RequestError, match=r"^heat_time is [^\n]*; give a finite number above 0"):
+            model(ids, heat_time=time)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])

@@ -23,7 +23,6 @@ _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FEW_PASSES = 10  # each reads the validation text once
 
 
-@torch.inference_mode()
 def target_scores(
     model: torch.nn.Module,
     windows: TokenWindows,
@@ -32,6 +31,7 @@ def target_scores(
     batch_size: int = 8,
     dtype: str = "fp32",
     on_batch: Callable[[int], None] = lambda _: None,
+    gradients: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Logits [n, V] in fp32 or better, targets [n] and their documents [n], part by part: every target once, in order.
 
@@ -42,6 +42,7 @@ def target_scores(
         batch_size: windows at once.
         dtype: "fp32" computes in the model's own dtype, "bf16" and "fp16" in autocast.
         on_batch: told how many windows were scored, after each batch.
+        gradients: keep what a backward pass needs.
 
     Raises:
         RequestError: a window longer than the model's positions, or a token that the model does not know.
@@ -62,7 +63,10 @@ def target_scores(
             # What is filled up behind a row changes nothing before it, since no token hears the future.
             ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
             autocast = _AUTOCAST[dtype]
-            with contextlib.nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast):
+            with (
+                contextlib.nullcontext() if gradients else torch.inference_mode(),
+                contextlib.nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast),
+            ):
                 logits = model(input_ids=ids[:, :-1]).logits
             part = max(1, _SCORES_AT_ONCE // logits.shape[-1])
             for number, row, scores in zip(chosen, rows, logits, strict=True):

@@ -154,6 +154,11 @@ class StreamingCalibration:
             metrics[f"{name}_low"], metrics[f"{name}_high"] = percentile_interval(values[:, column])
         return metrics
 
+    def document_nll(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Predictions and summed NLL of each document, [documents] each, by its number."""
+        sums = np.stack([self._documents[document] for document in sorted(self._documents)])
+        return sums[:, _SUMS.index("n")], sums[:, _SUMS.index("nll")]
+
     def confidence_bins(self, *, equal_mass: bool = False) -> ConfidenceBins:
         """What a reliability diagram needs: see `diffmix.evaluation.calibration`."""
         if not equal_mass:

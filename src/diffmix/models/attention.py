@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from diffmix.errors import RequestError
 from diffmix.ops.heat_kernel_attention import heat_kernel_attention
+
+HeatTime = float | Sequence[float | Tensor]  # of a whole model, or of each of its layers
 
 # Arguments by which a model asks for more than scores, a mask and a softmax, and what each does.
 _FOREIGN = {"softcap": "caps its scores", "s_aux": "has attention sinks", "position_bias": "adds a bias by position"}
@@ -45,15 +52,17 @@ def _heat_kernel(
     """[B, H, N_q, D], [B, H_k, N_k, D] twice → [B, N_q, H, D], and no weights."""
     for name, does in _FOREIGN.items():
         if kwargs.get(name) is not None:
-            raise ValueError(
+            raise RequestError(
                 f"{type(module).__name__} {does} ({name}), which attn_implementation='heat_kernel' does not do; "
                 "leave this model its own attention"
             )
     if is_causal is None:
         is_causal = bool(getattr(module, "is_causal", True))
-    time = heat_time if heat_time is not None else _configured_time(module)
+    time = heat_time if isinstance(heat_time, Tensor | None) else _checked(heat_time, "heat_time")
     if time is None:
-        time = 0.5 / (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        time = _configured_time(module)
+    if time is None:
+        time = _exact_time(query, scaling)
     mixed = heat_kernel_attention(
         query,
         key,
@@ -69,18 +78,90 @@ def _heat_kernel(
     return mixed.transpose(1, 2).contiguous(), None
 
 
-def _configured_time(module: nn.Module) -> float | None:
-    time = getattr(getattr(module, "config", None), "heat_time", None)
-    if not isinstance(time, Sequence):
+def exact_heat_times(model: Any) -> list[float]:
+    """t = 1 / (2·scaling) of each layer of a causal language model: the times at which the swap changes nothing.
+
+    Found by one step of the model on one token with `heat_kernel` in the place of its own attention, which comes back.
+
+    Raises:
+        RequestError: a model that does not take its attention from Hugging Face's registry, or asks more of it.
+    """
+    exact: dict[int, float] = {}
+
+    def note(module: nn.Module, query: Tensor, *states: Any, scaling: float | None = None, **options: Any) -> Any:
+        exact[_layer_of(module)] = _exact_time(query, scaling)
+        return _heat_kernel(module, query, *states, scaling=scaling, **options)
+
+    with swapped_attention(model, None), torch.inference_mode():
+        ALL_ATTENTION_FUNCTIONS["heat_kernel"] = note  # this process's entry, over the registered one
+        try:
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
+        finally:
+            del ALL_ATTENTION_FUNCTIONS["heat_kernel"]
+    if not exact:
+        raise RequestError(
+            f"{type(model).__name__} does not take its attention from Hugging Face's registry, so it cannot be swapped; give "
+            "a model of transformers that does, such as GPT-2, Llama or Qwen"
+        )
+    if sorted(exact) != list(range(len(exact))):
+        raise RequestError(
+            f"{type(model).__name__} has attention in layers {', '.join(map(str, sorted(exact)))} only, so it cannot be swapped; "
+            "give a model with attention in every layer"
+        )
+    return [exact[layer] for layer in sorted(exact)]
+
+
+@contextlib.contextmanager
+def swapped_attention(model: Any, time: HeatTime | None) -> Iterator[None]:
+    """`model` with `heat_kernel` attention at `time` (None: the exact one); afterwards its own attention is back."""
+    register_attention()
+    config = model.config.get_text_config()
+    own = model.config._attn_implementation  # transformers has no public name to read it by
+    kept = getattr(config, "heat_time", None)
+    try:
+        model.set_attn_implementation("heat_kernel")
+        config.heat_time = time
+        yield
+    finally:
+        model.set_attn_implementation(own)
+        if kept is None:
+            del config.heat_time
+        else:
+            config.heat_time = kept
+
+
+def _exact_time(query: Tensor, scaling: float | None) -> float:
+    return 0.5 / (query.shape[-1] ** -0.5 if scaling is None else scaling)
+
+
+def _configured_time(module: nn.Module) -> float | Tensor | None:
+    time: Any = getattr(getattr(module, "config", None), "heat_time", None)
+    if isinstance(time, Sequence) and not isinstance(time, str):
+        layer, layers = _layer_of(module), getattr(module.config, "num_hidden_layers", len(time))
+        if len(time) != layers or layer >= layers:
+            raise RequestError(
+                f"config.heat_time has {len(time)} times and the model {layers} layers; give one for each layer, or one number"
+            )
+        time = time[layer]
+    if time is None or isinstance(time, Tensor):
         return time
+    return _checked(time, "config.heat_time")
+
+
+def _checked(time: Any, name: str) -> float:
+    number = isinstance(time, int | float) and not isinstance(time, bool)
+    if not (number and math.isfinite(time) and time > 0):
+        raise RequestError(
+            f"{name} is {time!r}; give a finite number above 0, or leave it out for the model's own attention"
+        )
+    return float(time)
+
+
+def _layer_of(module: nn.Module) -> int:
     layer = getattr(module, "layer_idx", None)
     if layer is None:
-        raise ValueError(
+        raise RequestError(
             f"config.heat_time has one time for each layer, but {type(module).__name__} does not know which layer it is; "
             "give one number"
         )
-    if layer >= len(time):
-        raise ValueError(
-            f"config.heat_time has {len(time)} times and layer {layer} asks for one; give one for each layer"
-        )
-    return time[layer]
+    return layer
