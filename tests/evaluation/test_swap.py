@@ -40,7 +40,7 @@ def make(name):
 @pytest.fixture(scope="module")
 def text():
     docs = load_python_docs(0)
-    return Documents.of(text[:400] for text in docs.validation.texts[:6])
+    return Documents.of(text[:250] for text in docs.validation.texts[:4])
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def trained():
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
     tokens = torch.from_numpy(TokenWindows(load_python_docs(0).train, BYTES, 48).tokens).long()
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
-    for _ in range(200):
+    for _ in range(120):
         starts = torch.randint(len(tokens) - 64, (16,))
         ids = torch.stack([tokens[start : start + 64] for start in starts])
         model(input_ids=ids, labels=ids).loss.backward()

@@ -1,4 +1,5 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -67,6 +68,39 @@ def test_wikitext_is_read_split_by_split(tmp_path):
     assert data.train.words == 7
     with pytest.raises(RequestError, match="has no test split"):
         data.load_test()
+
+
+def test_raw_wikitext_with_a_test_split_alone_is_completed_from_the_word_level_form(tmp_path):
+    word_level, raw = tmp_path / "wikitext-2-v1", tmp_path / "wikitext-2-raw-v1"
+    word_level.mkdir()
+    raw.mkdir()
+    rows = ["", " = A = \n", "", " one @-@ two \n", " rare <unk> \n", " = = B = = \n", " three \n"]
+    for split in ("train", "validation", "test"):
+        (word_level / f"{split}.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    (raw / "test.jsonl").write_text("".join(json.dumps({"text": row.replace("<unk>", "bird")}) + "\n" for row in rows))
+    data = load_language("wikitext2_raw", data=tmp_path)
+    for part in (data.train, data.validation):
+        assert part.texts == [" one @-@ two \n\n three \n\n"]
+    test = data.load_test()
+    assert test is not None
+    assert "".join(test.texts) == "\n = A = \n\n one @-@ two \n rare bird \n = = B = = \n three \n"
+    assert "without <unk>" in str(data.facts["validation"])
+    # With its own train split the raw form is read like any other.
+    for split in ("train", "validation"):
+        (raw / f"{split}.jsonl").write_text('{"text": " raw \\n"}\n')
+    assert load_language("wikitext2_raw", data=tmp_path).train.texts == [" raw \n"]
+
+
+@given(st.integers(1, 60))
+def test_the_first_lines_are_whole_and_within_the_limit(limit):
+    documents = Documents.of(["12345\n1\n", "12\n", "1234567\n12\n"])
+    kept = documents.first(limit, BYTES)
+    lines = "".join(documents.texts).splitlines(keepends=True)
+    sizes = np.cumsum([len(line) for line in lines])
+    expected = lines[: max(1, int((sizes <= limit).sum()))]
+    assert "".join(kept.texts) == "".join(expected)
+    assert all(whole.startswith(text) for text, whole in zip(kept.texts, documents.texts, strict=False))
+    assert kept.words == 2 * len(expected)
 
 
 def test_the_embedded_documents_part_without_overlap():

@@ -1,4 +1,4 @@
-"""`diffmix bench`: time, memory and scaling of operators and training steps against named peers."""
+"""`diffmix bench`: time, memory and scaling against named peers; what a trained model does with more steps or other attention."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from diffmix.errors import RequestError
 
-NAMES = "distilbert, obvious, scaling, operators, parts, paper_memory, convergence"
+NAMES = "distilbert, obvious, scaling, operators, parts, paper_memory, convergence, swap"
 
 
 def bench(
@@ -26,10 +26,18 @@ def bench(
     ] = None,
     repetitions: Annotated[int, typer.Option(min=1, help="Processes of each side, which take turns.")] = 3,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Train rows of an epoch; all by default.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Train rows of an epoch (swap: tokens of test); all by default.", show_default=False),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="convergence: the trained run to look at.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="convergence, swap: the trained model to look at (swap: a causal one, also a GGUF file).",
+            show_default=False,
+        ),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="swap: the text; wikitext2_raw by default.", show_default=False)
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="A folder of data sets, where data are read.", show_default=False)
@@ -57,8 +65,28 @@ def bench(
 
         typer.echo(f"\n{convergence_table(measured)}")
         return
-    if run is not None:
-        raise RequestError(f"--run is for convergence, not for {name}: give --recipe")
+    if name == "swap":
+        from diffmix.experiments.swap import BATCH, TASK, WINDOW, bench_swap, swap_table
+
+        if run is None:
+            raise RequestError("swap looks at a trained model: give its folder, or a GGUF file, with --run")
+        path, result = bench_swap(
+            run,
+            task=task or TASK,
+            data=data,
+            tokens=tokens or WINDOW,
+            batch=batch or BATCH,
+            limit=limit,
+            dtype="fp32" if dtype == "auto" else dtype,
+            device=device,
+            output=output,
+            force=force,
+            notice=typer.echo,
+        )
+        typer.echo(f"\n{swap_table(result)}\n\nWrote {path}")
+        return
+    if run is not None or task is not None:
+        raise RequestError(f"--run and --task are for convergence and swap, not for {name}: give --recipe")
 
     from diffmix.benchmarks.specs import Options
     from diffmix.benchmarks.suites import run_benchmark

@@ -37,9 +37,9 @@ def evaluate(
     """
     from diffmix.tasks.language import LanguageData
 
-    task_data = _task_data(model, task, data)
-    of = _language_metrics if isinstance(task_data, LanguageData) else _classification_metrics
-    metrics = {f"{split.value}/{key}": value for key, value in of(model, task_data, split).items()}
+    loaded = task_data(model, task, data)
+    of = _language_metrics if isinstance(loaded, LanguageData) else _classification_metrics
+    metrics = {f"{split.value}/{key}": value for key, value in of(model, loaded, split).items()}
     if as_json:
         typer.echo(json.dumps(metrics))
         return
@@ -76,7 +76,7 @@ def _split(task: Any, split: Split) -> Any:
     return task.load_test() if split is Split.test else getattr(task, split.value)
 
 
-def _task_data(model: Path, task: str | None, data: Path | None) -> Any:
+def task_data(model: Path, task: str | None, data: Path | None) -> Any:
     """The data that the run was trained on, or another task's."""
     from diffmix.tasks import load_task
     from diffmix.tasks.language import LANGUAGE_TASKS, load_language

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from diffmix.cli.bench import bench
+from diffmix.cli.calibrate import calibrate
 from diffmix.cli.compare import compare
 from diffmix.cli.data import data
 from diffmix.cli.demo import demo
@@ -35,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (train, evaluate, predict, generate, compare, study, bench, report, data, demo):
+for verb in (train, evaluate, predict, generate, calibrate, compare, study, bench, report, data, demo):
     app.command()(verb)
 
 

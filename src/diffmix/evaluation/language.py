@@ -158,8 +158,8 @@ def language_metrics(
       tokenizers comparable.
     - `bits_per_byte`: the sum in bits, over the UTF-8 bytes of the split.
 
-    Their `…_low` and `…_high` follow from those of nll. With a tokenizer without an end mark the sums lack the split's first
-    token, which nothing stands before.
+    Their `…_low` and `…_high` follow from those of nll. With a tokenizer that has neither an end mark nor a separator the
+    sums lack the split's first token, which nothing stands before.
     """
     metrics = calibration.metrics(bootstrap=bootstrap)
     tokens = metrics["n"]

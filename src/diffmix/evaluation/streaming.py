@@ -159,6 +159,12 @@ class StreamingCalibration:
         sums = np.stack([self._documents[document] for document in sorted(self._documents)])
         return sums[:, _SUMS.index("n")], sums[:, _SUMS.index("nll")]
 
+    def confidences(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """[n] confidences to 1e-5, in order, and [n] the share of correct predictions among those of the same confidence."""
+        count, confidence, correct = self._fine[:, self._fine[0] > 0]
+        repeats = np.rint(count).astype(np.int64)
+        return np.repeat(confidence / count, repeats), np.repeat(correct / count, repeats)
+
     def confidence_bins(self, *, equal_mass: bool = False) -> ConfidenceBins:
         """What a reliability diagram needs: see `diffmix.evaluation.calibration`."""
         if not equal_mass:

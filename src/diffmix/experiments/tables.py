@@ -69,6 +69,10 @@ def make_table(name: str, results: Path) -> str:
         from diffmix.experiments.study_summary import study_table  # which lays its tables out with `markdown`
 
         files, make = (name,), study_table
+    elif name.startswith("swap-"):
+        from diffmix.experiments.swap import swap_table
+
+        files, make = (name,), swap_table
     else:
         known = ", ".join([*TABLES, "claims"])
         raise RequestError(

@@ -78,6 +78,18 @@ def _heat_kernel(
     return mixed.transpose(1, 2).contiguous(), None
 
 
+def attention_option(name: str | None) -> dict[str, str]:
+    """The option of `from_pretrained` that chooses an attention; none for None. Raises RequestError for an unknown one."""
+    if name is None:
+        return {}
+    register_attention()
+    known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+    if name not in known:
+        plain = [one for one in ("eager", "sdpa", "heat_kernel", "flex_attention") if one in known]
+        raise RequestError(f"attention: unknown attention {name!r}; give one of {', '.join(plain)}")
+    return {"attn_implementation": name}
+
+
 def exact_heat_times(model: Any) -> list[float]:
     """t = 1 / (2·scaling) of each layer of a causal language model: the times at which the swap changes nothing.
 

@@ -21,9 +21,10 @@ from transformers import PreTrainedTokenizerBase
 from diffmix.errors import RequestError
 from diffmix.tasks.examples import cut
 from diffmix.tasks.rows import Columns
-from diffmix.tasks.sources import HubSource, find_source
+from diffmix.tasks.sources import FolderSource, HubSource, find_source, split_files
 
-LANGUAGE_TASKS = ("wikitext2", "wikitext103", "tiny_shakespeare", "python_docs", "plain_text")
+LANGUAGE_TASKS = ("wikitext2", "wikitext2_raw", "wikitext103", "tiny_shakespeare", "python_docs", "plain_text")
+_WIKITEXT = {"wikitext2": "wikitext-2-v1", "wikitext2_raw": "wikitext-2-raw-v1", "wikitext103": "wikitext-103-v1"}
 _ENDINGS = (".txt", ".md", ".rst")  # of files of plain text
 _ARTICLE = re.compile(r" = [^=].* = \n?")  # WikiText's heading of an article; " = = Section = = " is not one
 
@@ -42,6 +43,19 @@ class Documents:
         kept = [text for text in texts if text]
         words = sum(len(text.split()) + text.count("\n") for text in kept)
         return cls(kept, words, sum(len(text.encode()) for text in kept))
+
+    def first(self, tokens: int, tokenizer: PreTrainedTokenizerBase) -> Documents:
+        """The first lines, document by document, that have at most `tokens` tokens together; never none."""
+        kept: list[str] = []
+        for text in self.texts:
+            lines = text.splitlines(keepends=True)
+            counts = [len(ids) for ids in tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"]]
+            fitting = int(np.searchsorted(np.cumsum(counts), tokens, side="right"))
+            kept.append("".join(lines[: max(fitting, not kept)]))
+            tokens -= sum(counts)
+            if tokens <= 0:
+                break
+        return Documents.of(kept)
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,9 @@ def load_language(
         near = difflib.get_close_matches(name, LANGUAGE_TASKS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise RequestError(f"task: {name!r} is no language task{hint}; known: {', '.join(LANGUAGE_TASKS)}")
-    if name in ("wikitext2", "wikitext103"):
+    if name == "wikitext2_raw" and (folder := _raw_test_alone(data)):
+        return _raw_wikitext(folder, data, on_notice)
+    if name in _WIKITEXT:
         return load_wikitext(name, data, on_notice)
     if name == "tiny_shakespeare":
         return load_tiny_shakespeare(data)
@@ -81,8 +97,8 @@ def load_language(
 
 
 def load_wikitext(name: str, data: str | Path | None = None, on_notice: Callable[[str], None] = print) -> LanguageData:
-    """`wikitext2` or `wikitext103` in word-level form, article by article (Merity et al., 2017)."""
-    form = {"wikitext2": "wikitext-2-v1", "wikitext103": "wikitext-103-v1"}[name]
+    """`wikitext2` or `wikitext103` in word-level form, or `wikitext2_raw`, article by article (Merity et al., 2017)."""
+    form = _WIKITEXT[name]
     splits = {"train": "train", "validation": "validation", "test": "test"}
     source = find_source(form, data, HubSource("Salesforce/wikitext", splits, form), on_notice)
 
@@ -97,7 +113,45 @@ def load_wikitext(name: str, data: str | Path | None = None, on_notice: Callable
         read("train"),
         read("validation"),
         lambda: read("test"),
-        {"source": source.name, "form": "word level"},
+        {"source": source.name, "form": "raw" if name == "wikitext2_raw" else "word level"},
+    )
+
+
+def _raw_test_alone(data: str | Path | None) -> Path | None:
+    """The folder of raw WikiText-2 where it holds the test split but no train split."""
+    root = data if data is not None else os.environ.get("DIFFMIX_DATA")
+    places = () if root is None else (Path(root) / _WIKITEXT["wikitext2_raw"], Path(root))
+    found = next((place for place in places if split_files(place, "test") or split_files(place, "train")), None)
+    return found if found is not None and not split_files(found, "train") else None
+
+
+def _raw_wikitext(folder: Path, data: str | Path | None, on_notice: Callable[[str], None]) -> LanguageData:
+    """Raw WikiText-2 of which only test is at hand: the rest is what the word-level form has in common with the raw one.
+
+    The two differ in rare words, which are <unk> in the word-level form. A paragraph without <unk> is the same in both.
+    """
+    word_level = load_wikitext("wikitext2", data, on_notice)
+
+    def common(documents: Documents) -> Documents:
+        texts = (
+            "".join(
+                f"{line}\n\n" for line in text.split("\n") if "<unk>" not in line and not re.match(r" = |\s*$", line)
+            )
+            for text in documents.texts
+        )
+        return Documents.of(texts)
+
+    test = FolderSource(_WIKITEXT["wikitext2_raw"], folder)
+    return LanguageData(
+        "wikitext2_raw",
+        common(word_level.train),
+        common(word_level.validation),
+        lambda: Documents.of(articles(test.read("test", Columns(labelled=False))[0].texts.to_pylist())),
+        {
+            "source": f"{test.name} (test)",
+            "form": "raw",
+            "validation": "the word-level validation split's paragraphs without <unk>, which are the raw ones",
+        },
     )
 
 

@@ -26,11 +26,13 @@ import diffmix.models as models
 from diffmix.errors import RequestError, RunError
 from diffmix.evaluation.language import language_metrics, score_text, total_nll
 from diffmix.evaluation.streaming import StreamingCalibration
+from diffmix.models.attention import attention_option
 from diffmix.models.diffusion_time import recorded_times
 from diffmix.tasks.language import Documents, LanguageData, TokenWindows
 from diffmix.training.batching import RowSubset
 from diffmix.training.building import load_tokenizer, model_config
 from diffmix.training.distributed import is_first_process
+from diffmix.training.gguf import load_gguf
 from diffmix.training.hardware import resolve_device, resolve_dtype
 from diffmix.training.phases import Run
 from diffmix.training.prediction import quiet_transformers
@@ -181,19 +183,28 @@ class LanguageModel:
             )
 
 
-def load_language_model(folder: Path | str, *, device: str = "auto", dtype: str = "auto") -> LanguageModel:
-    """The causal language model of a run's folder, or of any Hugging Face folder.
+def load_language_model(
+    folder: Path | str, *, device: str = "auto", dtype: str = "auto", attention: str | None = None
+) -> LanguageModel:
+    """The causal language model of a run's folder, of any Hugging Face folder, or of a GGUF file, whose weights are dequantised.
 
-    `dtype="auto"` is what a run was trained and measured in, on the same kind of device.
+    `dtype="auto"` is what a run was trained and measured in, on the same kind of device. `attention` is the
+    `attn_implementation` of a Hugging Face model: "heat_kernel" takes the time from its configuration.
 
     Raises:
-        RequestError: the folder holds no causal language model.
+        RequestError: no causal language model there, or no such attention.
         RunError: its files are damaged.
     """
     from transformers import AutoConfig
 
     folder = Path(folder)
     quiet_transformers()
+    chosen = attention_option(attention)
+    if folder.suffix == ".gguf":
+        model, tokenizer = load_gguf(folder, **chosen)
+        device = resolve_device(device)
+        longest = int(model.config.max_position_embeddings)
+        return LanguageModel(model.to(device), tokenizer, longest, resolve_dtype(dtype, device))
     file = folder / "config.json"
     if not file.is_file():
         raise RequestError(f"{folder} holds no trained model (no config.json): give the folder of a finished run")
@@ -210,7 +221,7 @@ def load_language_model(folder: Path | str, *, device: str = "auto", dtype: str 
         dtype = recorded["dtype"] if recorded.get("device_type") == device and "dtype" in recorded else dtype
     try:
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True, **chosen)
         model = loaded.to(device)
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

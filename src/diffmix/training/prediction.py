@@ -153,6 +153,11 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
     tokenizer = None
     if (folder / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if len(tokenizer) > model.config.vocab_size:
+            raise RequestError(
+                f"{folder}: the tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size}; "
+                "give both of one model"
+            )
     longest = int(getattr(hf_config, "max_position_embeddings", None) or 10**9)
     max_length = min(longest, tokenizer.model_max_length) if tokenizer is not None else longest
     label_names = tuple(str(hf_config.id2label[index]) for index in range(int(hf_config.num_labels or 0)))
@@ -162,8 +167,12 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
 def labels_for(examples: Examples, task_labels: Sequence[str], model_labels: Sequence[str]) -> np.ndarray:
     """The labels of `examples`, numbered as the model numbers them: int64 [n].
 
+    A model whose labels have no names (Hugging Face's LABEL_0, LABEL_1, …) numbers them as the task does.
+
     Raises RequestError where the task has a label that the model does not know.
     """
+    if list(model_labels) == [f"LABEL_{index}" for index in range(len(task_labels))]:
+        return examples.labels
     unknown = [label for label in task_labels if label not in model_labels]
     if unknown:
         raise RequestError(
