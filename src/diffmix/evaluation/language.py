@@ -30,7 +30,7 @@ def target_scores(
     *,
     batch_size: int = 8,
     dtype: str = "fp32",
-    on_batch: Callable[[int], None] = lambda _: None,
+    on_batch: Callable[[int], object] = lambda _: None,
     gradients: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Logits [n, V] in fp32 or better, targets [n] and their documents [n], part by part: every target once, in order.
@@ -115,7 +115,7 @@ def total_nll(
     *,
     batch_size: int = 8,
     dtype: str = "fp32",
-    on_batch: Callable[[int], None] = lambda _: None,
+    on_batch: Callable[[int], object] = lambda _: None,
 ) -> tuple[float, int]:
     """(summed negative log-likelihood in nats, number of targets) over some windows, or all: what validation asks for."""
     total, count = 0.0, 0
@@ -133,7 +133,7 @@ def fit_text_temperature(
     *,
     batch_size: int = 8,
     dtype: str = "fp32",
-    on_batch: Callable[[int], None] = lambda _: None,
+    on_batch: Callable[[int], object] = lambda _: None,
 ) -> float:
     """The temperature that minimises the NLL of `windows`, which are of a validation split: see `fit_temperature`.
 

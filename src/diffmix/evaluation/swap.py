@@ -37,7 +37,7 @@ def measure_swap(
     dtype: str = "fp32",
     bins: int = 15,
     bootstrap: int = 1000,
-    on_batch: Callable[[int], None] = lambda _: None,
+    on_batch: Callable[[int], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Perplexity and calibration of a causal Hugging Face model with its own attention and with `heat_kernel` at several times.
 
@@ -94,7 +94,7 @@ def fit_heat_time(
     tolerance: float = 0.01,
     batch_size: int = 4,
     dtype: str = "fp32",
-    on_batch: Callable[[int], None] = lambda _: None,
+    on_batch: Callable[[int], object] = lambda _: None,
 ) -> float | list[float]:
     """The diffusion time at which a causal Hugging Face model predicts a text best, ready for `config.heat_time`.
 
@@ -159,7 +159,7 @@ def _nll_and_slope(
     log_factors: np.ndarray,
     batch_size: int,
     dtype: str,
-    on_batch: Callable[[int], None],
+    on_batch: Callable[[int], object],
 ) -> tuple[float, np.ndarray]:
     """The mean NLL at t_l exp(x_l) and its derivatives by x_l."""
     total, count, slope = 0.0, 0, np.zeros(len(exact))
