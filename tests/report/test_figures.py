@@ -1,12 +1,15 @@
+import io
 import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 
 import matplotlib
+import matplotlib.image
 import numpy as np
 import pytest
 
 from diffmix.report import figures
+from diffmix.report.drawing import to_files, to_svg
 from diffmix.report.text import columns, short_count, short_size, shown
 
 
@@ -17,7 +20,7 @@ def texts(svg):
 
 def test_a_figure_leaves_no_trace_in_matplotlib():
     before = dict(matplotlib.rcParams)
-    figures.to_svg(figures.confusion_figure(np.eye(3, dtype=int), ["a", "b", "c"]), "label")
+    to_svg(figures.confusion_figure(np.eye(3, dtype=int), ["a", "b", "c"]), "label")
     assert dict(matplotlib.rcParams) == before
     import sys
 
@@ -33,13 +36,27 @@ def test_curves_overlay_seeds_and_leave_out_what_a_record_lacks():
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["train", "validation"]
 
 
+def perplexities(*values):
+    (axes,) = figures.training_curves(
+        [[{"step": step, "validation/perplexity": value} for step, value in enumerate(values)]], "perplexity"
+    ).axes[1:]
+    return axes
+
+
+def test_perplexity_takes_the_second_panel_and_a_logarithm_where_it_falls_far():
+    far, near = perplexities(900.0, 60.0), perplexities(70.0, 60.0)
+    assert far.get_title() == "Validation perplexity"
+    assert far.lines[0].get_ydata().tolist() == [900.0, 60.0]
+    assert (far.get_yscale(), near.get_yscale()) == ("log", "linear")
+
+
 def test_confusion_cells_are_shares_of_their_row_and_mistakes_have_another_colour():
     figure = figures.confusion_figure([[3, 1], [0, 4]], ["yes", "no"])
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.texts] == ["75", "25", "100"]
     colours = [patch.get_facecolor()[:3] for patch in axes.patches]
     assert colours[0] == colours[2] != colours[1]
-    assert {"yes", "no", "predicted", "label"} <= set(texts(figures.to_svg(figure, "label")))
+    assert {"yes", "no", "predicted", "label"} <= set(texts(to_svg(figure, "label")))
 
 
 @pytest.mark.parametrize("classes", [2, 12, 40, 60, 61, 150])
@@ -55,9 +72,7 @@ def test_confusion_of_many_classes_keeps_its_names_legible(classes):
 
 
 def test_names_are_taken_as_they_are():
-    svg = figures.to_svg(
-        figures.confusion_figure(np.eye(3, dtype=int), ["$x^2$", "日本語", "<b> & _c"]), "<label> & more"
-    )
+    svg = to_svg(figures.confusion_figure(np.eye(3, dtype=int), ["$x^2$", "日本語", "<b> & _c"]), "<label> & more")
     assert {"$x^2$", "日本語", "<b> & _c"} <= set(texts(svg))
     assert ElementTree.fromstring(svg).get("aria-label") == "<label> & more"
 
@@ -88,8 +103,15 @@ def test_reliability_intervals_narrow_with_examples_but_not_with_repeats_of_them
     )
 
 
+def test_reliability_says_what_was_predicted():
+    axes, histogram = figures.reliability_diagram(bins(10), of="tokens").axes
+    assert histogram.get_ylabel() == "tokens"
+    assert "token" in histogram.get_xlabel()
+    assert axes.get_ylabel() == "accuracy"
+
+
 def test_reliability_of_a_perfect_bin_draws_without_error():
-    figures.to_svg(figures.reliability_diagram(bins(1, 1.0, 1.0)), "label")
+    to_svg(figures.reliability_diagram(bins(1, 1.0, 1.0)), "label")
 
 
 def test_trade_off_marks_runs_by_number_and_leaves_unknown_costs_out():
@@ -102,6 +124,9 @@ def test_trade_off_marks_runs_by_number_and_leaves_unknown_costs_out():
     assert [text.get_text() for text in speed.texts] == ["1", "2"]
     assert [text.get_text() for text in memory.texts] == ["1", "3"]
     assert speed.get_xscale() == memory.get_xscale() == "log"
+    by_number, _ = figures.trade_off(points[:2], "bits per byte", numbers=[3, 5]).axes
+    assert [text.get_text() for text in by_number.texts] == ["3", "5"]
+    assert "bits per byte" in by_number.get_ylabel()
     near = [point._replace(tokens_per_second=100.0 + i, peak_memory_bytes=None) for i, point in enumerate(points)]
     speed, memory = figures.trade_off(near).axes
     assert speed.get_xscale() == "linear"
@@ -109,11 +134,23 @@ def test_trade_off_marks_runs_by_number_and_leaves_unknown_costs_out():
 
 
 def test_svg_colours_are_variables_with_a_fallback():
-    svg = figures.to_svg(figures.reliability_diagram(bins(10)), "label")
+    svg = to_svg(figures.reliability_diagram(bins(10)), "label")
     assert "var(--series-1, #0b6bcb)" in svg
     assert not re.search(r": ?#", svg)
     assert "<metadata" not in svg
     assert "<style" not in svg
+
+
+def test_a_figure_is_had_as_a_picture_and_as_a_drawing_that_stand_alone():
+    files = to_files(figures.reliability_diagram(bins(10)), "name")
+    assert sorted(files) == ["name.png", "name.svg"]
+    picture = matplotlib.image.imread(io.BytesIO(files["name.png"]))
+    assert picture.shape[:2] == (880, 960)
+    assert np.allclose(picture[0, 0, :3], 254 / 255, atol=1e-3)  # the light page's ground, not transparent
+    drawing = files["name.svg"].decode()
+    assert "var(" not in drawing
+    assert "accuracy" in texts(drawing)
+    assert files == to_files(figures.reliability_diagram(bins(10)), "name")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-import html.parser
 import json
 import re
 
 import pytest
+from page_reader import read
 from run_folders import write_run, write_seeds
 
 from diffmix.errors import RequestError, RunError
@@ -10,50 +10,6 @@ from diffmix.report.page import Prediction, write_report
 from diffmix.report.runs import load_run
 
 HOSTILE = '</td><script>alert("x")</script>&amp; $x^2$ _under'
-
-
-class Reader(html.parser.HTMLParser):
-    """Checks that tags nest, and collects what a reader sees, the ids, and everything that could reach the network."""
-
-    VOID = frozenset({"meta", "br", "path", "use", "rect", "link", "img"})
-
-    def __init__(self, page):
-        super().__init__()
-        self.open, self.text, self.tags, self.ids, self.reaches = [], [], [], [], []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        for name, value in attrs:
-            if name == "id":
-                self.ids.append(value)
-            if name in ("src", "href", "xlink:href", "action", "srcset") and not (value or "").startswith("#"):
-                self.reaches.append(value)
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text.append(data)
-
-    @property
-    def shown(self):
-        return " ".join(" ".join(self.text).split())
-
-
-def read(path):
-    return Reader(path.read_text(encoding="utf-8"))
 
 
 def test_one_run_shows_its_numbers_its_mistakes_and_how_it_was_made(run, tmp_path):

@@ -36,5 +36,11 @@ def test_an_existing_report_needs_force(run, command, tmp_path):
     assert command(run, "--output", output, "--force").exit_code == 0
 
 
+def test_figures_are_written_as_files_where_asked(run, command, tmp_path):
+    result = command(run, "--figures", tmp_path / "figures")
+    assert result.output.splitlines()[1] == f"Wrote its figures as PNG and SVG to {tmp_path / 'figures'}"
+    assert len(list((tmp_path / "figures").glob("*.png"))) == len(list((tmp_path / "figures").glob("*.svg"))) == 3
+
+
 def test_no_run_is_a_wrong_request(command):
     assert command().exit_code == 2

@@ -141,7 +141,7 @@ def _trace(classifier: Any, examples: Any, labels: np.ndarray, steps: int) -> tu
 def _draw(result: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    from diffmix.report.figures import COLOURS, to_svg
+    from diffmix.report.drawing import COLOURS, to_svg
 
     steps = result["steps"]
     number = np.arange(1, len(steps) + 1)

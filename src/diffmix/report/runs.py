@@ -26,6 +26,9 @@ class Evaluation:
     n: int
 
 
+Times = tuple[tuple[Mapping[str, float], ...], ...]  # layer → head → mean, std, min and max of the diffusion time
+
+
 @dataclass(frozen=True)
 class Run:
     """One row of a comparison: a trained folder, or a folder of seed-0, seed-1, ... with their mean."""
@@ -37,6 +40,7 @@ class Run:
     evaluation: Evaluation | None  # over all seeds; None where the run recorded none
     environment: Mapping[str, Any]
     seeds: int
+    times: tuple[Times, ...] = ()  # one a seed; empty where every diffusion time is fixed
 
     @property
     def name(self) -> str:
@@ -50,15 +54,32 @@ class Run:
 
     @property
     def model(self) -> str:
-        """The recipe's model, with the mixer where it is one of ours."""
+        """The recipe's model, with the mixer, and how its time is found, where it is one of ours."""
         model = str(self.recipe.get("model", "diffmix"))
         mixer = self.recipe.get("mixer", "neighbor")
-        return f"{model} ({mixer})" if model == "diffmix" else model
+        mode = self.recipe.get("heat_time_mode", "fixed") if mixer == "heat_kernel" else None
+        return f"{model} ({mixer}{f', {mode} time' if mode else ''})" if model == "diffmix" else model
 
     @property
     def split(self) -> str:
         """The split that the run is judged by: test where it was scored, validation otherwise."""
         return "test" if "test/accuracy" in self.metrics else "validation"
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether it was judged by perplexity; a classifier otherwise."""
+        return any(f"{split}/perplexity" in self.metrics for split in ("test", "validation"))
+
+    @property
+    def start_time(self) -> float | None:
+        """The diffusion time that learned and adaptive ones started from; None where every time is fixed."""
+        if not self.times:
+            return None
+        if isinstance(self.recipe.get("heat_time"), int | float):
+            return float(self.recipe["heat_time"])
+        from diffmix.models.diffusion_time import depth_scaled_time
+
+        return depth_scaled_time(len(self.times[0]))
 
     def metric(self, key: str) -> float | None:
         """A metric as a finite number, or None. Keys that start with / are those of the split judged by."""
@@ -89,6 +110,7 @@ def load_run(folder: str | Path) -> Run:
         evaluation=_pool(evaluations, folder) if evaluations else None,
         environment=_json(first / "environment.json", _AGAIN) if (first / "environment.json").exists() else {},
         seeds=len(seeds),
+        times=tuple(_times(seed / "times.json") for seed in seeds if (seed / "times.json").exists()),
     )
 
 
@@ -149,6 +171,8 @@ def _evaluation(path: Path) -> Evaluation:
     try:
         labels = tuple(str(label) for label in record["labels"])
         confusion = np.array(record["confusion"], dtype=np.int64)
+        if not labels and not confusion.size:
+            confusion = confusion.reshape(0, 0)  # of a language model
         bins = tuple(
             {
                 "low": float(row["low"]),
@@ -170,6 +194,22 @@ def _evaluation(path: Path) -> Evaluation:
             f"reliability bins; it must be square with a row of counts for each label; {_AGAIN}"
         )
     return evaluation
+
+
+def _times(path: Path) -> Times:
+    try:
+        times = tuple(
+            tuple({key: float(head[key]) for key in ("mean", "std", "min", "max")} for head in heads)
+            for heads in _json(path, _AGAIN).values()
+        )
+        numbers = [head[key] for heads in times for head in heads for key in ("mean", "min", "max")]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RequestError(
+            f"{path}: {type(error).__name__} {error} where times of heads were expected; {_AGAIN}"
+        ) from None
+    if not numbers or not all(0 < number < np.inf for number in numbers):
+        raise RequestError(f"{path}: holds a time that is not above 0 and finite, or none at all; {_AGAIN}")
+    return times
 
 
 def _pool(evaluations: Iterable[Evaluation], folder: Path) -> Evaluation:

@@ -125,9 +125,10 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
 
     architectures = config.get("architectures") or []
     if not any("Classification" in name for name in architectures):
+        speaks = any("CausalLM" in name for name in architectures)
         raise RequestError(
             f"{folder} holds a {', '.join(architectures) or 'backbone without a head'}, which does not classify: give the "
-            "folder of a classifier"
+            "folder of a classifier" + (", or continue a text with diffmix generate" if speaks else "")
         )
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
