@@ -19,7 +19,7 @@ acceptance: $(VENV)/.installed-dev
 	$(PIP) --editable '.[ray]'
 	$(BIN)/python -m pytest -m acceptance
 	$(BIN)/python -m pytest tests/experiments/test_study_ray.py
-	$(BIN)/python -m pytest --hypothesis-profile=acceptance --timeout=3600 tests/tasks/test_sources.py
+	$(BIN)/python -m pytest --hypothesis-profile=acceptance --timeout=3600 tests/tasks/test_table_files.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests
