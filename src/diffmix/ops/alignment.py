@@ -1,6 +1,6 @@
 """Moving real tokens to the front of their row, so that position in memory is position in the sequence.
 
-B batch, N tokens, D channels. A row with real tokens r and padding p, such as p r r p r, becomes r r r p p. Padding then
+B batch, N tokens, D channels, H heads. A row with real tokens r and padding p, such as p r r p r, becomes r r r p p. Padding then
 cannot stand between a token and its neighbour, and left padding, right padding and none are the same computation.
 """
 
@@ -21,7 +21,7 @@ def aligned_positions(padding_mask: Tensor) -> Tensor:
 
 
 def align(values: Tensor, positions: Tensor) -> Tensor:
-    """Move `values` [B, N] or [B, N, D] to `positions` [B, N]."""
+    """Move `values` [B, N], [B, N, D] or [B, H, N, D] to `positions` [B, N]."""
     source = torch.zeros_like(positions).scatter(
         1, positions, torch.arange(positions.shape[1], device=positions.device).expand_as(positions)
     )
@@ -30,6 +30,8 @@ def align(values: Tensor, positions: Tensor) -> Tensor:
 
 def unalign(values: Tensor, positions: Tensor) -> Tensor:
     """Take `values` back from `positions`: the inverse of `align`."""
+    if values.ndim == 4:
+        return values.gather(2, positions[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[-1]))
     if values.ndim == 3:
         return values.gather(1, positions.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
     return values.gather(1, positions)

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffmix.ops.coefficients import check_coefficients
+from diffmix.patterns import SparsePattern
+
 BOUNDARIES = ("zero", "wrap")
 HEAT_FORMS = ("dot", "squared", "normalized")
 
@@ -92,6 +95,63 @@ def check_heat_kernel_attention(
                 f"attn_mask has dtype {attn_mask.dtype}; give bool, True where a query hears, or a floating one"
             )
         _check_broadcast("attn_mask", attn_mask, (*query.shape[:3], key.shape[2]))
+
+
+def check_attention_diffusion(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: SparsePattern,
+    coefficients: Sequence[float],
+    padding_mask: Tensor | None,
+    dropout_p: float,
+    hop_dropout_p: float,
+    scale: float | None,
+) -> None:
+    """Raise a ValueError that names the argument, its value and the mend."""
+    for name, states in (("query", query), ("key", key), ("value", value)):
+        if states.ndim != 4:
+            raise ValueError(f"{name} has shape {tuple(states.shape)}; give [batch, heads, tokens, channels]")
+        if not states.is_floating_point():
+            raise ValueError(f"{name} has dtype {states.dtype}; give a floating dtype, such as {name}.float()")
+        if states.dtype is not query.dtype and not torch.is_autocast_enabled(query.device.type):
+            raise ValueError(f"{name} has dtype {states.dtype} but query {query.dtype}; give the same dtype")
+        if states.shape[:3] != query.shape[:3]:
+            raise ValueError(
+                f"{name} has shape {tuple(states.shape)} but query {tuple(query.shape)}; "
+                "give the same batch, heads and tokens"
+            )
+    if key.shape != query.shape:
+        raise ValueError(f"key has {key.shape[-1]} channels but query {query.shape[-1]}; give as many")
+    if query.shape[2] < 1:
+        raise ValueError(f"query has shape {tuple(query.shape)}; give 1 token or more")
+    if not isinstance(pattern, SparsePattern):
+        raise ValueError(f"pattern is {pattern!r}; give a diffmix.patterns.SparsePattern")
+    if not torch.compiler.is_compiling():
+        check_coefficients(coefficients)
+        if scale is not None and not math.isfinite(scale):
+            raise ValueError(f"scale is {scale}; give a finite number, or None for 1/√D")
+    for name, probability in (("dropout_p", dropout_p), ("hop_dropout_p", hop_dropout_p)):
+        if not 0 <= probability < 1:
+            raise ValueError(f"{name} is {probability}; give a probability from 0 to below 1")
+    if padding_mask is not None:
+        check_padding_mask(padding_mask, query.shape[0], query.shape[2])
+
+
+def check_finite_scores(query: Tensor, key: Tensor, scale: float) -> None:
+    """No score scale·q·k overflows or is not a number: by |q·k| ≤ ‖q‖‖k‖. Looked at on CPUs outside of compiled graphs only."""
+    if query.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing() or not query.numel():
+        return
+    precision = torch.promote_types(query.dtype, torch.float32)
+    highest = []
+    for name, states in (("query", query), ("key", key)):
+        norm = torch.linalg.vector_norm(states.detach(), dim=-1, dtype=precision).amax().item()
+        if not math.isfinite(norm):
+            raise ValueError(f"{name} holds values that are not finite, or too large to square; scale them down")
+        highest.append(norm)
+    bound = abs(scale) * highest[0] * highest[1]
+    if bound > torch.finfo(query.dtype).max:
+        raise ValueError(f"scale is {scale:.3g}, with which scores may reach {bound:.3g}; give a smaller one")
 
 
 def check_time(time: float | Tensor, shape: tuple[int, ...]) -> None:

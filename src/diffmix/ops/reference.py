@@ -1,6 +1,6 @@
 """The definitions: plain, slow, exact in fp64. Every fast path in `diffmix.ops` is tested against these.
 
-B batch, N tokens (N_q queries, N_k keys), D channels, O offsets, H heads.
+B batch, N tokens (N_q queries, N_k keys), D channels, O offsets, H heads, K hops.
 """
 
 from __future__ import annotations
@@ -12,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffmix.ops.checks import check_heat_kernel_attention, check_neighbor_diffusion
+from diffmix.ops.checks import (
+    check_attention_diffusion,
+    check_finite_scores,
+    check_heat_kernel_attention,
+    check_neighbor_diffusion,
+)
+from diffmix.ops.coefficients import personalized_pagerank
+from diffmix.patterns import SparsePattern
 
 
 def neighbor_diffusion(
@@ -85,3 +92,39 @@ def heat_kernel_attention(
     score = score.masked_fill(~heard, torch.finfo(score.dtype).min)
     weights = score.softmax(dim=-1).masked_fill(~heard, 0.0)
     return F.dropout(weights, dropout_p) @ value
+
+
+def attention_diffusion(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: SparsePattern,
+    *,
+    coefficients: Sequence[float] = personalized_pagerank(0.1, hops=5),
+    padding_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    hop_dropout_p: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """Σ_k θ_k A^k V with a dense A, by Horner's rule. See `diffmix.ops.attention_diffusion` for the arguments."""
+    check_attention_diffusion(query, key, value, pattern, coefficients, padding_mask, dropout_p, hop_dropout_p, scale)
+    batch, tokens = query.shape[0], query.shape[2]
+    heard = torch.zeros(batch, tokens, tokens, dtype=torch.bool, device=query.device)
+    for row in range(batch):
+        real = torch.arange(tokens, device=query.device)
+        if padding_mask is not None:
+            real = real[padding_mask[row]]
+        if len(real):
+            heard[row, real[:, None], real] = pattern.dense(len(real)).to(query.device)
+    if padding_mask is not None:
+        query, key, value = (states.masked_fill(~padding_mask[:, None, :, None], 0.0) for states in (query, key, value))
+    factor: float = query.shape[-1] ** -0.5 if scale is None else scale
+    check_finite_scores(query, key, factor)
+    heard = heard[:, None]
+    score = query @ key.transpose(-1, -2) * factor
+    score = score.masked_fill(~heard, torch.finfo(score.dtype).min)
+    weights = F.dropout(score.softmax(dim=-1).masked_fill(~heard, 0.0), dropout_p)
+    mixed = coefficients[-1] * value
+    for coefficient in reversed(coefficients[:-1]):
+        mixed = coefficient * value + weights @ F.dropout(mixed, hop_dropout_p)
+    return mixed

@@ -1,0 +1,279 @@
+"""Attention diffusion: Σ_k θ_k A^k V, A the softmax attention over the edges of a sparse pattern.
+
+B batch, H heads, N tokens, D channels, K hops.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffmix.ops.alignment import align, aligned_positions, unalign
+from diffmix.ops.checks import check_attention_diffusion, check_finite_scores
+from diffmix.ops.coefficients import personalized_pagerank
+from diffmix.ops.diffusion_passes import HopOptions, Kept, diffuse, diffuse_backward
+from diffmix.ops.sparse_hops import Weights
+from diffmix.ops.sparse_layout import Layout, make_layout
+from diffmix.patterns import SparsePattern
+
+_GROUP = 16_384  # tokens, over sequences, that are computed at a time: what is made for them stays near the processor
+
+
+def attention_diffusion(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: SparsePattern,
+    *,
+    coefficients: Sequence[float] = personalized_pagerank(0.1, hops=5),
+    padding_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    hop_dropout_p: float = 0.0,
+    scale: float | None = None,
+    recompute: bool = False,
+) -> Tensor:
+    """Attention whose reach grows by diffusion: Σ_k θ_k A^k V with A = softmax of scale·q·k over the edges of `pattern`.
+
+    A is computed once, for all hops, from Y_K = θ_K V and Y_k = θ_k V + A Y_{k+1} to Y_0, which is the result. Time and memory
+    grow with the number of edges: no N × N matrix is made. The window is computed as products of blocks, what global tokens
+    hear and say as dense products, and random links as sparse ones. (On CUDA the same code runs, in blocks too.)
+
+    For the backward pass A and Y_1 … Y_{K-1} are kept, or with `recompute` computed again, which takes about a third longer and
+    leaves nothing but the arguments in memory. A compiled graph always computes them again.
+
+    Args:
+        query, key: [B, H, N, D], any floating dtype.
+        value: [B, H, N, D]; its D may be another.
+        pattern: who hears whom.
+        coefficients: θ_0 … θ_K, which sum to 1: `personalized_pagerank(α, K)`, `heat(t, K)` or any others. (1.0,) returns V.
+        padding_mask: [B, N] bool, True at real tokens, in any arrangement. Positions of the pattern are counted among them.
+        dropout_p: of the edges: weights of A, the same ones for all hops.
+        hop_dropout_p: of the states Y_{k+1} that a hop hears, anew in each. Both are rounded to multiples of 2^-16.
+        scale: of the scores; None: 1/√D.
+        recompute: see above.
+
+    Returns:
+        [B, H, N, D], the dtype of `query` (that of autocast, inside autocast). 0 at padding.
+
+    Raises:
+        ValueError: an argument that does not fit, scores that are not finite (looked at on CPUs, outside of compiled graphs).
+
+    Source: Feng et al. (2023).
+    """
+    check_attention_diffusion(query, key, value, pattern, coefficients, padding_mask, dropout_p, hop_dropout_p, scale)
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    positions = lengths = None
+    if padding_mask is not None and not _known(padding_mask.all):
+        lengths, positions = padding_mask.sum(dim=1), aligned_positions(padding_mask)
+        padding = ~padding_mask[:, None, :, None]  # what stands at padding may be no number
+        query, key, value = (states.masked_fill(padding, 0.0) for states in (query, key, value))
+        if _known((positions == torch.arange(query.shape[2], device=query.device)).all):
+            positions = None
+        else:
+            query, key, value = (align(states, positions) for states in (query, key, value))
+    factor: float = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    check_finite_scores(query, key, factor)
+    with torch.autocast(device, enabled=False):
+        mixed = diffuse_attention_aligned(
+            query,
+            key,
+            value,
+            pattern,
+            coefficients=coefficients,
+            lengths=lengths,
+            dropout_p=dropout_p,
+            hop_dropout_p=hop_dropout_p,
+            scale=factor,
+            recompute=recompute,
+        )
+    return mixed if positions is None else unalign(mixed, positions)
+
+
+def diffuse_attention_aligned(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: SparsePattern,
+    *,
+    coefficients: Sequence[float],
+    lengths: Tensor | None,
+    dropout_p: float,
+    hop_dropout_p: float,
+    scale: float,
+    recompute: bool,
+) -> Tensor:
+    """`attention_diffusion` for rows whose real tokens stand first, `lengths` [B] of them (None: all). Nothing is checked.
+
+    What stands at padding must be finite.
+    """
+    if len(coefficients) == 1:
+        return value * coefficients[0]
+    seed = None
+    if dropout_p > 0 or hop_dropout_p > 0:
+        seed = torch.randint(2**62, (1,), dtype=torch.int64)
+    differentiable = torch.is_grad_enabled() and any(states.requires_grad for states in (query, key, value))
+    keep = differentiable and not recompute and not torch.compiler.is_compiling()
+    theta = [float(coefficient) for coefficient in coefficients]
+    return torch.ops.diffmix.attention_diffusion(
+        query, key, value, lengths, seed, pattern.spec, theta, dropout_p, hop_dropout_p, scale, keep
+    )[0]
+
+
+def _known(fact: Callable[[], Tensor]) -> bool:
+    """Whether something about values is true, where it takes no waiting to know: False says nothing."""
+    return not torch.compiler.is_compiling() and not torch.jit.is_tracing() and bool(fact())
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    pattern: str,
+    coefficients: list[float],
+    dropout_p: float,
+    hop_dropout_p: float,
+    scale: float,
+    keep: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """The result, and what the backward pass needs if `keep`."""
+    options = HopOptions(coefficients, dropout_p, hop_dropout_p, scale, 0 if seed is None else int(seed))
+    mixed = _empty_result(query, value)
+    kept: list[Tensor] = []
+    for number, (rows, heads) in enumerate(_groups(query)):
+        part = (query[rows, heads], key[rows, heads], value[rows, heads])
+        layout, limit = _group_layout(pattern, part[0], lengths, rows)
+        result, needed = diffuse(layout, part, limit, options, number)
+        target = mixed[rows, heads]
+        target.copy_(layout.heads(result)[:, : layout.tokens].unflatten(0, target.shape[:2]))
+        if limit is not None:
+            beyond = torch.arange(layout.tokens, device=query.device) >= limit[:, None]
+            target.masked_fill_(beyond.view(*target.shape[:3], 1), 0.0)
+        if keep:
+            table, global_rows, links = needed.weights
+            kept += [table, global_rows, table.new_empty(0) if links is None else links, *needed.hops]
+    return mixed, kept
+
+
+def _backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kept: list[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    pattern: str,
+    coefficients: list[float],
+    dropout_p: float,
+    hop_dropout_p: float,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value."""
+    options = HopOptions(coefficients, dropout_p, hop_dropout_p, scale, 0 if seed is None else int(seed))
+    grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    count = 3 + len(coefficients) - 2
+    for number, (rows, heads) in enumerate(_groups(query)):
+        part = (query[rows, heads], key[rows, heads], value[rows, heads])
+        layout, limit = _group_layout(pattern, part[0], lengths, rows)
+        if kept:
+            table, global_rows, links, *hops = kept[number * count : (number + 1) * count]
+            needed = Kept(Weights(table, global_rows, links if layout.links else None), hops)
+        else:
+            needed = diffuse(layout, part, limit, options, number)[1]
+        found = diffuse_backward(layout, grad[rows, heads], part, needed, limit, options, number)
+        for target, buffer in zip(grads, found, strict=True):
+            target = target[rows, heads]
+            target.copy_(layout.heads(buffer)[:, : layout.tokens].unflatten(0, target.shape[:2]))
+    return grads
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
+    query, key, value, lengths, seed, *ctx.options, _ = inputs
+    kept = output[1]
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*kept)
+    ctx.save_for_backward(query, key, value, lengths, seed, *kept)
+
+
+def _differentiate(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    query, key, value, lengths, seed, *kept = ctx.saved_tensors
+    found = (None, None, None)
+    if grad is not None:
+        found = torch.ops.diffmix.attention_diffusion_backward(
+            grad, query, key, value, kept, lengths, seed, *ctx.options
+        )
+    return *found, *[None] * (2 + len(ctx.options) + 1)
+
+
+def _empty_result(query: Tensor, value: Tensor) -> Tensor:
+    """[B, H, N, D] that lies in memory as [B, N, H, D], which is how the heads are joined again."""
+    batch, heads, tokens = query.shape[:3]
+    return value.new_empty(batch, tokens, heads, value.shape[-1]).transpose(1, 2)
+
+
+def _groups(query: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Slices of batch rows and heads, of about _GROUP tokens each: some heads of a row, or all heads of some rows."""
+    batch, heads, tokens = query.shape[:3]
+    sequences = max(1, _GROUP // tokens)
+    if sequences < heads:
+        for row in range(batch):
+            for head in range(0, heads, sequences):
+                yield slice(row, row + 1), slice(head, min(head + sequences, heads))
+    else:
+        rows = sequences // heads
+        for row in range(0, batch, rows):
+            yield slice(row, min(row + rows, batch)), slice(None)
+
+
+def _group_layout(pattern: str, query: Tensor, lengths: Tensor | None, rows: slice) -> tuple[Layout, Tensor | None]:
+    """The layout of a group [B, H, N, D], and the length of each of its sequences, at least 1."""
+    batch, heads, tokens = query.shape[:3]
+    layout = make_layout(_pattern(pattern), tokens, batch * heads, query.device)
+    if lengths is None:
+        return layout, None
+    return layout, lengths[rows].clamp(min=1).repeat_interleave(heads)
+
+
+@functools.lru_cache(maxsize=64)
+def _pattern(spec: str) -> SparsePattern:
+    return SparsePattern.from_dict(json.loads(spec))
+
+
+def _define() -> torch.library.Library:
+    """Both passes as operators of torch, so that compiled graphs can hold them. (`torch.library.custom_op` would do it in fewer
+    lines, but loads the compiler, seconds and 90 MB, at its first call.)"""
+    library = torch.library.Library("diffmix", "FRAGMENT")
+    options = "str pattern, float[] coefficients, float dropout_p, float hop_dropout_p, float scale"
+    rest = f"Tensor? lengths, Tensor? seed, {options}"
+    states = "Tensor query, Tensor key, Tensor value"
+    library.define(f"attention_diffusion({states}, {rest}, bool keep) -> (Tensor, Tensor[])")
+    library.define(
+        f"attention_diffusion_backward(Tensor grad, {states}, Tensor[] kept, {rest}) -> (Tensor, Tensor, Tensor)"
+    )
+    name = "attention_diffusion"
+    library.impl(name, _forward, "CompositeExplicitAutograd")
+    library.impl(f"{name}_backward", _backward, "CompositeExplicitAutograd")
+
+    @torch.library.register_fake(f"diffmix::{name}", lib=library)
+    def _(query: Tensor, key: Tensor, value: Tensor, *args: Any) -> tuple[Tensor, list[Tensor]]:
+        return _empty_result(query, value), []
+
+    @torch.library.register_fake(f"diffmix::{name}_backward", lib=library)
+    def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+    torch.library.register_autograd(f"diffmix::{name}", _differentiate, setup_context=_setup, lib=library)
+    return library
+
+
+_LIBRARY = _define()  # what it defines lives as long as this
