@@ -191,13 +191,14 @@ def _classification(
 
 
 def _draw(result: dict[str, Any], output: Path) -> None:
-    from diffmix.report.figures import reliability_diagram, to_svg
+    from diffmix.report.drawing import to_svg
+    from diffmix.report.figures import reliability_diagram
 
     for name, stem in (("before", "reliability"), ("after", "reliability-scaled")):
         rows = result.get(f"reliability_{name}")
         if rows is None:
             continue
-        figure = reliability_diagram(rows)
+        figure = reliability_diagram(rows, of="tokens" if "perplexity" in result[name] else "examples")
         ece = result[name]["ece"]
         label = f"Reliability of {result['model']} on {result['task']} ({result['split']}), ECE {ece:.4f}"
         (output / f"{stem}.svg").write_text(to_svg(figure, label) + "\n", encoding="utf-8")
