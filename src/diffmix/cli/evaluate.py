@@ -85,6 +85,8 @@ def task_data(model: Path, task: str | None, data: Path | None) -> Any:
 
     notices: dict[str, Any] = {"on_notice": lambda line: typer.echo(line, err=True)}
     recipe = load_recipe(model / "recipe.yaml") if (model / "recipe.yaml").is_file() else None
+    if not model.exists():
+        raise RequestError(f"{model} holds no trained model (no config.json): give the folder of a finished run")
     if recipe is None and task is None:
         raise RequestError(f"{model} has no recipe.yaml that names its task: give --task")
     own = recipe is not None and task in (None, recipe.task)
