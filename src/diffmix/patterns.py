@@ -154,10 +154,10 @@ class SparsePattern:
 
     def draw(self, n: int, axes: Axes | None = None) -> Axes:
         """A picture of the pattern on n tokens: row i dark where it hears column j."""
-        import matplotlib.pyplot as plt
+        from matplotlib.figure import Figure
 
         if axes is None:
-            axes = plt.subplots(figsize=(4, 4))[1]
+            axes = Figure(figsize=(4, 4)).subplots()
         axes.imshow(self.dense(n).numpy(), cmap="Greys", interpolation="nearest", vmin=0, vmax=1)
         facts = self.statistics(n)
         axes.set_title(

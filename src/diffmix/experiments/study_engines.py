@@ -98,7 +98,7 @@ def is_held(log: Path) -> bool:
 def _clear_stillborn(folder: Path) -> None:
     """Remove what a run leaves that was killed while it took its folder: without recipe.yaml it cannot be continued."""
     begun = list(folder.iterdir()) if folder.is_dir() else []
-    if {path.name for path in begun} <= {"data.json", "data.json.tmp", "recipe.yaml.tmp"}:
+    if all(path.name == "data.json" or path.suffix == ".tmp" for path in begun):
         for path in begun:
             path.unlink()
 

@@ -15,7 +15,7 @@ COMPLETE = "complete.json"
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that it holds either its old content or all of the new one, whatever happens meanwhile."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
