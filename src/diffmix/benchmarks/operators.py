@@ -153,10 +153,10 @@ def measure_operators(
     return {**measured, "peak_memory_bytes": peak_memory(device, baseline)}
 
 
-def median_seconds(work: Callable[[], None], steps: int, device: str) -> float:
-    """The median time of `work` over `steps` calls, after 3 more."""
+def median_seconds(work: Callable[[], None], steps: int, device: str, warmup: int = 3) -> float:
+    """The median time of `work` over `steps` calls, after `warmup` more."""
     seconds = []
-    for _ in range(3 + steps):
+    for _ in range(warmup + steps):
         if device == "cuda":
             torch.cuda.synchronize()
         started = time.perf_counter()
@@ -164,4 +164,4 @@ def median_seconds(work: Callable[[], None], steps: int, device: str) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[3:])
+    return statistics.median(seconds[warmup:])

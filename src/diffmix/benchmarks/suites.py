@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from diffmix.benchmarks.diffusion import diffusion
 from diffmix.benchmarks.harness import Notice, alternate, medians, ratio, run_worker
 from diffmix.benchmarks.specs import (
     Options,
@@ -306,7 +307,7 @@ def paper_memory(options: Options, notice: Notice, worker: Any) -> dict[str, Any
 
 BENCHMARKS: dict[str, Callable[[Options, Notice, Any], dict[str, Any]]] = {
     function.__name__: function
-    for function in (distilbert, obvious, scaling, operators, parts, heat_kernel, paper_memory)
+    for function in (distilbert, obvious, scaling, operators, parts, heat_kernel, diffusion, paper_memory)
 }
 DEFAULT_RECIPE = {
     "distilbert": "ag_news",
@@ -315,6 +316,7 @@ DEFAULT_RECIPE = {
     "operators": None,
     "parts": None,
     "heat_kernel": None,
+    "diffusion": None,
     "paper_memory": "imdb_paper",
 }
 

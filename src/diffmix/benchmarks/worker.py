@@ -14,6 +14,7 @@ import diffmix.models  # noqa: F401  (registers the model type; part of the impo
 from diffmix.benchmarks.attention import measure_attention
 from diffmix.benchmarks.operators import measure_operators
 from diffmix.benchmarks.parts import measure_parts
+from diffmix.benchmarks.sparse_attention import measure_sparse_attention
 from diffmix.benchmarks.steps import import_model, measure_epoch, measure_step
 from diffmix.errors import RequestError
 from diffmix.training.hardware import reset_peak_memory, resident_memory
@@ -24,6 +25,7 @@ KINDS = {
     "operators": measure_operators,
     "parts": measure_parts,
     "attention": measure_attention,
+    "sparse_attention": measure_sparse_attention,
 }
 
 

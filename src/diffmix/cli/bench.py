@@ -9,7 +9,7 @@ import typer
 
 from diffmix.errors import RequestError
 
-NAMES = "distilbert, obvious, scaling, operators, parts, paper_memory, convergence, swap"
+NAMES = "distilbert, obvious, scaling, operators, parts, diffusion, paper_memory, convergence, swap"
 
 
 def bench(

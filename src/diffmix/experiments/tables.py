@@ -263,6 +263,24 @@ def paper_memory_table(result: Mapping[str, Any]) -> str:
     return f"{markdown(['', 'dtype', 'peak memory', 'time of a step'], rows)}\n\n{about} {_caption(result)}"
 
 
+def diffusion_table(result: Mapping[str, Any]) -> str:
+    """Attention diffusion beside its peers: what each takes, and the ratios."""
+    sides = []
+    for name, side in result["sides"].items():
+        what, tokens = name.split("/")
+        cells = (f"{int(tokens):,}", f"{side['seconds']:.3g} s", short_size(side["peak_memory_bytes"]))
+        sides.append([what.replace("_", " "), *cells])
+    ratios = [[name, _times(ratio)] for name, ratio in result["ratios"].items()]
+    settings = result["settings"]
+    pattern = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings["pattern"].items())
+    about = (
+        f"Forward and backward, one row, {settings['heads']} heads of {settings['channels']}, {pattern}, {settings['hops']} "
+        f"hops, {result['dtype']}."
+    )
+    tables = f"{markdown(['', 'tokens', 'time', 'memory'], sides)}\n\n{markdown(['', 'ratio'], ratios)}"
+    return f"{tables}\n\n{about} {_caption(result)}"
+
+
 def convergence_table(result: Mapping[str, Any]) -> str:
     """The change per step and the accuracy, at a few steps."""
     steps = result["steps"]
@@ -294,6 +312,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "scaling": (("bench-scaling",), scaling_table),
     "operators": (("bench-operators",), operators_table),
     "parts": (("bench-parts",), parts_table),
+    "diffusion": (("bench-diffusion",), diffusion_table),
     "paper_memory": (("bench-paper_memory",), paper_memory_table),
     "convergence": (("convergence",), convergence_table),
 }

@@ -1,0 +1,70 @@
+"""`diffmix bench diffusion`: what attention diffusion costs, as an operator and as a layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffmix.benchmarks.harness import Notice, alternate, medians, ratio
+from diffmix.benchmarks.specs import Options
+from diffmix.errors import RequestError
+
+TOKENS = 16_384
+SHAPE = {"heads": 4, "channels": 64}
+PATTERN = {"window": 64, "global_tokens": 16, "random_links": 8}
+HOPS, ALPHA = 5, 0.1
+MATERIALISED = 7  # matrices of H·N² values that the definition holds at a time in its backward pass
+SHORTEST = 4 * 2 * PATTERN["window"]  # so that a quarter is a multiple of Longformer's window
+
+
+def diffusion(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
+    """Attention diffusion, forward with backward, with N tokens (16,384, or `tokens`): against torch's fused attention at N,
+    against itself at 2N, against an edge list at N/4, against its definition at N or, where memory is short, N/4; and as a layer
+    with its projections, of 1 and of 5 hops, against Hugging Face's Longformer attention at N/4."""
+    from diffmix.training.hardware import free_memory
+
+    tokens = options.tokens or TOKENS
+    if tokens < SHORTEST or tokens % SHORTEST:
+        raise RequestError(f"tokens is {tokens}: give a multiple of {SHORTEST}")
+    if options.dtype not in ("fp32", "bf16"):
+        raise RequestError(f"dtype is {options.dtype}: diffusion is measured in fp32 and bf16")
+    short = tokens // 4
+    needed = MATERIALISED * SHAPE["heads"] * tokens**2 * (4 if options.dtype == "fp32" else 2)
+    free = free_memory()
+    dense = tokens if free is None or needed < free else short
+
+    def side(name: str, length: int, hops: int = HOPS, alpha: float = ALPHA) -> dict[str, Any]:
+        fixed = {"dtype": options.dtype, "device": options.device, "steps": options.steps}
+        asked = {"side": name, "tokens": length, "pattern": PATTERN, "hops": hops, "alpha": alpha}
+        return {"kind": "sparse_attention", **asked, **SHAPE, **fixed}
+
+    sides = {
+        **{f"ours/{length}": side("ours", length) for length in (short, tokens, 2 * tokens)},
+        f"recompute/{tokens}": side("recompute", tokens),
+        f"sdpa/{tokens}": side("sdpa", tokens),
+        f"edge_list/{short}": side("edge_list", short),
+        f"materialised/{dense}": {**side("materialised", dense), "steps": 1},
+        f"layer of 1 hop/{short}": side("layer", short, hops=1, alpha=0.0),
+        f"layer of {HOPS} hops/{short}": side("layer", short),
+        f"longformer/{short}": side("longformer", short),
+    }
+    runs = alternate(sides, options.repetitions, notice=notice, worker=worker)
+    ours, sdpa = runs[f"ours/{tokens}"], runs[f"sdpa/{tokens}"]
+    again, longformer = runs[f"recompute/{tokens}"], runs[f"longformer/{short}"]
+    memory = "peak_memory_bytes"
+    ratios = {
+        "time of twice the tokens": ratio(runs[f"ours/{2 * tokens}"], ours, "seconds"),
+        "faster than fused attention": ratio(sdpa, ours, "seconds"),
+        "memory of fused attention": ratio(ours, sdpa, memory),
+        "recomputing, faster than fused attention": ratio(sdpa, again, "seconds"),
+        "recomputing, memory of fused attention": ratio(again, sdpa, memory),
+        "less memory than materialised": ratio(runs[f"materialised/{dense}"], runs[f"ours/{dense}"], memory),
+        "faster than an edge list": ratio(runs[f"edge_list/{short}"], runs[f"ours/{short}"], "seconds"),
+    }
+    for name in ("layer of 1 hop", f"layer of {HOPS} hops"):
+        ratios[f"{name}, faster than Longformer's"] = ratio(longformer, runs[f"{name}/{short}"], "seconds")
+        ratios[f"{name}, less memory than Longformer's"] = ratio(longformer, runs[f"{name}/{short}"], memory)
+    return {
+        "settings": {"tokens": tokens, **SHAPE, "pattern": PATTERN, "hops": HOPS, "alpha": ALPHA},
+        "sides": medians(runs),
+        "ratios": ratios,
+    }
