@@ -21,6 +21,18 @@ VARIANTS = {
     "heat_learned_positions": {"mixer": "heat_kernel", "position_embedding": "learned"},
 }
 
+# Those that keep no cache.
+UNCACHED = {
+    "diffusion": {"mixer": "attention_diffusion", "diffusion_window": 3, "diffusion_random_links": 2},
+    "diffusion_heat": {
+        "mixer": "attention_diffusion",
+        "diffusion_window": 1,
+        "diffusion_global_tokens": [0, 4],
+        "diffusion_coefficients": "heat",
+        "num_key_value_heads": 2,
+    },
+}
+
 
 def make(variant, dtype=torch.float64):
     torch.manual_seed(1)
@@ -32,7 +44,7 @@ def make(variant, dtype=torch.float64):
         "hidden_dropout": 0.0,
     }
     model = (
-        DiffmixForCausalLM(DiffmixConfig(**small | {"max_position_embeddings": 64} | VARIANTS[variant]))
+        DiffmixForCausalLM(DiffmixConfig(**small | {"max_position_embeddings": 64} | (VARIANTS | UNCACHED)[variant]))
         .eval()
         .to(dtype)
     )
@@ -42,7 +54,7 @@ def make(variant, dtype=torch.float64):
     return model
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *UNCACHED])
 def test_the_future_changes_nothing(variant):
     model = make(variant)
     ids = torch.randint(1, 40, (2, 30))
@@ -70,8 +82,13 @@ def test_a_cache_changes_nothing(variant, data):
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-9, rtol=1e-7)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("use_cache", [False, True])
+@pytest.mark.parametrize(
+    ("variant", "use_cache"),
+    [
+        *((variant, use_cache) for variant in VARIANTS for use_cache in (False, True)),
+        *((name, False) for name in UNCACHED),
+    ],
+)
 def test_left_padding_changes_nothing(variant, use_cache):
     model = make(variant)
     rows = [[5, 6, 7, 8, 9], [11, 12]]
@@ -83,13 +100,14 @@ def test_left_padding_changes_nothing(variant, use_cache):
         torch.testing.assert_close(logits[row, -len(tokens) :], alone, atol=1e-10, rtol=1e-8)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *UNCACHED])
 def test_generates_what_repeated_argmax_gives(variant):
     model = make(variant)
     ids = torch.tensor([[5, 6, 7, 8, 9], [0, 0, 0, 11, 12]])
     mask = (ids != 0).long()
+    options = {"use_cache": False} if variant in UNCACHED else {}
     with torch.inference_mode():
-        found = model.generate(ids, attention_mask=mask, max_new_tokens=7, do_sample=False, pad_token_id=0)
+        found = model.generate(ids, attention_mask=mask, max_new_tokens=7, do_sample=False, pad_token_id=0, **options)
         plain = ids
         for _ in range(7):
             grown = torch.cat([mask, torch.ones(2, plain.shape[1] - 5, dtype=torch.long)], dim=1)
@@ -141,7 +159,7 @@ def test_generates_the_same_where_the_configuration_asks_for_tuples():
     assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False), expected)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *UNCACHED])
 def test_survives_a_round_trip(variant, tmp_path):
     model = make(variant, torch.float32)
     model.save_pretrained(tmp_path)
@@ -153,6 +171,10 @@ def test_survives_a_round_trip(variant, tmp_path):
 
 
 def test_what_a_cache_cannot_do_is_said():
+    with pytest.raises(
+        ValueError, match="mixer='attention_diffusion' keeps no cache of its hops yet: set use_cache=False"
+    ):
+        make("diffusion").generate(torch.ones(1, 3, dtype=torch.long), max_new_tokens=2)
     model = make("neighbor_shared")
     model.config.neighbor_tolerance = 0.1
     with pytest.raises(ValueError, match="set neighbor_tolerance=None"):

@@ -33,6 +33,15 @@ VARIANTS = {
     "narrow_wrap": {"intermediate_size": 16, "neighbor_boundary": "wrap", "neighbor_shared_steps": True},
     "narrow": {"intermediate_size": 8},
     "softmax": {"mixer": "softmax"},
+    "diffusion": {"mixer": "attention_diffusion", "diffusion_window": 2, "diffusion_random_links": 1},
+    "diffusion_heat": {
+        "mixer": "attention_diffusion",
+        "diffusion_window": 1,
+        "diffusion_global_tokens": [0, 3],
+        "diffusion_coefficients": "heat",
+        "num_key_value_heads": 1,
+        "pooling": "first",
+    },
     "softmax_learned": {"mixer": "softmax", "position_embedding": "learned", "pooling": "first"},
 }
 
@@ -92,7 +101,7 @@ def test_logits_and_gradients_are_the_same_alone_batched_and_padded_anywhere(var
         torch.testing.assert_close(got, expected, atol=tolerance * scale, rtol=tolerance)
 
 
-@pytest.mark.parametrize("variant", ["paper", "powers_of_two", "softmax"])
+@pytest.mark.parametrize("variant", ["paper", "powers_of_two", "softmax", "diffusion"])
 def test_hidden_states_return_to_where_their_tokens_stood(variant):
     model = make(variant, DiffmixModel)
     rows, left = [[3, 4, 5], [6, 7, 8, 9]], [2, 0]
@@ -136,7 +145,9 @@ def test_gradients_reach_every_parameter_with_and_without_checkpointing(variant)
     torch.testing.assert_close(results[0], results[1])
 
 
-@pytest.mark.parametrize("variant", ["paper", "own_steps", "pre_norm", "batch_norm", "softmax", "converging"])
+@pytest.mark.parametrize(
+    "variant", ["paper", "own_steps", "pre_norm", "batch_norm", "softmax", "converging", "diffusion"]
+)
 def test_compiles_into_one_graph_for_any_batch_and_length(variant):
     model = make(variant)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")

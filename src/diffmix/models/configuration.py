@@ -8,7 +8,10 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-MIXERS = ("neighbor", "softmax", "heat_kernel")
+from diffmix.ops.coefficients import heat, personalized_pagerank
+from diffmix.patterns import SparsePattern
+
+MIXERS = ("neighbor", "softmax", "heat_kernel", "attention_diffusion")
 POSITION_EMBEDDINGS = ("rotary", "learned", "none")
 POOLINGS = ("mean", "max", "mean_max", "attention", "first")
 NORMS = ("layer", "batch")
@@ -17,6 +20,7 @@ ALPHA_MODES = ("fixed", "channel", "learned")
 UPDATES = ("mix_then_mlp", "mlp_then_mix")
 BOUNDARIES = ("zero", "wrap")
 HEAT_FORMS = ("dot", "squared", "normalized")
+DIFFUSION_COEFFICIENTS = ("ppr", "heat")
 HEAT_TIME_MODES = ("fixed", "learned", "adaptive")
 
 
@@ -25,7 +29,8 @@ class DiffmixConfig(PretrainedConfig):
 
     Args:
         mixer: `"neighbor"` (attention-free diffusion steps), `"heat_kernel"` (transformer blocks whose attention is a heat
-            kernel) or `"softmax"` (the baseline).
+            kernel), `"attention_diffusion"` (blocks whose sparse attention is diffused over several hops) or `"softmax"` (the
+            baseline).
         vocab_size: number of token ids.
         hidden_size: D, channels of a token's state.
         num_hidden_layers: blocks; for `neighbor` T, the number of diffusion steps.
@@ -68,6 +73,14 @@ class DiffmixConfig(PretrainedConfig):
             deviation of its similarities (`"adaptive"`); the latter two start from heat_time.
         heat_time_bounds: between which learned and adaptive times stay.
         heat_locality: α ≥ 0; attention falls with distance in positions by -α d²/4t.
+        diffusion_window: w of `diffmix.patterns.SparsePattern`: how far a token hears on each side.
+        diffusion_global_tokens: the first g tokens, or a list of positions, that hear all and are heard by all.
+        diffusion_random_links: r, the earlier tokens that each one draws.
+        diffusion_hops: K ≥ 0 of `diffmix.ops.attention_diffusion`; 1 with diffusion_alpha=0 is plain sparse attention.
+        diffusion_coefficients: of the hops, `"ppr"` (personalised PageRank) or `"heat"`.
+        diffusion_alpha: α of the former, from 0 to 1.
+        diffusion_time: t ≥ 0 of the latter.
+        diffusion_hop_dropout: on the states that each hop hears; attention_dropout is on the edges.
         is_causal: whether tokens hear only what stands before them. `DiffmixForCausalLM` sets it.
         pad_token_id: the id of padding, whose embedding stays 0; None: no such id.
         tie_word_embeddings: whether a language model scores tokens with their own embeddings.
@@ -122,6 +135,14 @@ class DiffmixConfig(PretrainedConfig):
         heat_time_mode: str = "fixed",
         heat_time_bounds: Sequence[float] = (0.1, 10.0),
         heat_locality: float = 0.0,
+        diffusion_window: int = 64,
+        diffusion_global_tokens: int | Sequence[int] = 1,
+        diffusion_random_links: int = 8,
+        diffusion_hops: int = 5,
+        diffusion_coefficients: str = "ppr",
+        diffusion_alpha: float = 0.1,
+        diffusion_time: float = 3.0,
+        diffusion_hop_dropout: float = 0.0,
         is_causal: bool = False,
         pad_token_id: int | None = 0,
         tie_word_embeddings: bool = True,
@@ -166,6 +187,16 @@ class DiffmixConfig(PretrainedConfig):
         self.heat_time_mode = heat_time_mode
         self.heat_time_bounds = list(heat_time_bounds)
         self.heat_locality = heat_locality
+        self.diffusion_window = diffusion_window
+        self.diffusion_global_tokens = (
+            list(diffusion_global_tokens) if isinstance(diffusion_global_tokens, Sequence) else diffusion_global_tokens
+        )
+        self.diffusion_random_links = diffusion_random_links
+        self.diffusion_hops = diffusion_hops
+        self.diffusion_coefficients = diffusion_coefficients
+        self.diffusion_alpha = diffusion_alpha
+        self.diffusion_time = diffusion_time
+        self.diffusion_hop_dropout = diffusion_hop_dropout
         self.is_causal = is_causal
         self.sampled_softmax = sampled_softmax
         self.document_context = document_context
@@ -185,6 +216,7 @@ class DiffmixConfig(PretrainedConfig):
             ("neighbor_boundary", BOUNDARIES),
             ("heat_form", HEAT_FORMS),
             ("heat_time_mode", HEAT_TIME_MODES),
+            ("diffusion_coefficients", DIFFUSION_COEFFICIENTS),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(map(repr, choices))}")
@@ -200,7 +232,14 @@ class DiffmixConfig(PretrainedConfig):
         ):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give a whole number of at least 1")
-        for name in ("hidden_dropout", "attention_dropout", "embedding_dropout", "token_dropout", "classifier_dropout"):
+        for name in (
+            "hidden_dropout",
+            "attention_dropout",
+            "embedding_dropout",
+            "token_dropout",
+            "classifier_dropout",
+            "diffusion_hop_dropout",
+        ):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; give a probability from 0 up to but not including 1"
@@ -212,6 +251,7 @@ class DiffmixConfig(PretrainedConfig):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give a number above 0")
         self._check_heat()
+        self._check_diffusion()
         if self.mixer == "neighbor":
             self._check_neighbor()
         elif self.num_attention_heads % self.num_key_value_heads:
@@ -251,6 +291,29 @@ class DiffmixConfig(PretrainedConfig):
                 f"heat_time is {self.heat_time}, outside of heat_time_bounds, {lowest} to {highest}, where a "
                 f"{self.heat_time_mode} time starts; widen heat_time_bounds"
             )
+
+    def _check_diffusion(self) -> None:
+        # The operator's own checks, in the names of the configuration.
+        try:
+            self.diffusion_pattern()
+            self.diffusion_weights()
+        except ValueError as error:
+            raise ValueError(f"diffusion_{error}") from None
+
+    def diffusion_pattern(self) -> SparsePattern:
+        """Who hears whom with `mixer="attention_diffusion"`."""
+        return SparsePattern(
+            window=self.diffusion_window,
+            global_tokens=self.diffusion_global_tokens,
+            random_links=self.diffusion_random_links,
+            causal=self.is_causal,
+        )
+
+    def diffusion_weights(self) -> tuple[float, ...]:
+        """θ_0 … θ_K with `mixer="attention_diffusion"`."""
+        if self.diffusion_coefficients == "heat":
+            return heat(self.diffusion_time, self.diffusion_hops)
+        return personalized_pagerank(self.diffusion_alpha, self.diffusion_hops)
 
     def _check_neighbor(self) -> None:
         offsets = self.neighbor_offsets

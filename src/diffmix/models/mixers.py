@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffmix.models.configuration import DiffmixConfig
 from diffmix.models.diffusion_time import AdaptiveTime, LearnedTime, depth_scaled_time
+from diffmix.ops.attention_diffusion import diffuse_attention_aligned
 from diffmix.ops.heat_kernel_attention import heat_kernel_attention
 from diffmix.ops.neighbor_diffusion import diffuse_aligned
 
@@ -73,11 +74,8 @@ class NeighborMixer(nn.Module):
         return plain and self.weight.ndim == 3 and offsets * then.out_features <= offsets * channels + then.out_features
 
 
-class HeatKernelMixer(nn.Module):
-    """Multi-head attention whose weights are a heat kernel: `diffmix.ops.heat_kernel_attention`.
-
-    With `mixer="softmax"` the time is √d / 2 of the `dot` form, which is softmax(q·k/√d).
-    """
+class AttentionMixer(nn.Module):
+    """What the attention mixers share: projections to queries, keys and values, and back."""
 
     def __init__(self, config: DiffmixConfig):
         super().__init__()
@@ -90,8 +88,33 @@ class HeatKernelMixer(nn.Module):
         self.query_norm = nn.RMSNorm(channels, eps=config.norm_eps) if config.attention_qk_norm else None
         self.key_norm = nn.RMSNorm(channels, eps=config.norm_eps) if config.attention_qk_norm else None
         self.is_causal = config.is_causal
+
+    def project(self, hidden: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, N, D] → query [B, H, N, d], key and value [B, H_k, N, d]."""
+        query, key, value = (
+            self.query_key_value(hidden).unflatten(-1, (sum(self.sizes), -1)).transpose(1, 2).split(self.sizes, dim=1)
+        )
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype)
+        if self.rotary:
+            query, key = rotate(query, positions), rotate(key, positions)
+        return query, key, value
+
+    def join(self, mixed: Tensor) -> Tensor:
+        """[B, H, N, d] → [B, N, D]."""
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+
+class HeatKernelMixer(AttentionMixer):
+    """Multi-head attention whose weights are a heat kernel: `diffmix.ops.heat_kernel_attention`.
+
+    With `mixer="softmax"` the time is √d / 2 of the `dot` form, which is softmax(q·k/√d).
+    """
+
+    def __init__(self, config: DiffmixConfig):
+        super().__init__(config)
         self.form, self.locality = ("dot", 0.0)
-        self.time: float | nn.Module = channels**0.5 / 2
+        self.time: float | nn.Module = (config.hidden_size // config.num_attention_heads) ** 0.5 / 2
         if config.mixer == "heat_kernel":
             self.form, self.locality = config.heat_form, config.heat_locality
             self.time = make_time(config)
@@ -114,13 +137,7 @@ class HeatKernelMixer(nn.Module):
             past_key_values: a cache of Hugging Face, asked and extended under the number `step`.
             step: of this block.
         """
-        query, key, value = (
-            self.query_key_value(hidden).unflatten(-1, (sum(self.sizes), -1)).transpose(1, 2).split(self.sizes, dim=1)
-        )  # [B, H, N, d], [B, H_k, N, d] twice
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype)
-        if self.rotary:
-            query, key = rotate(query, positions), rotate(key, positions)
+        query, key, value = self.project(hidden, positions)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, step)
         time = self.time
@@ -143,7 +160,45 @@ class HeatKernelMixer(nn.Module):
             locality=self.locality,
             enable_gqa=True,
         )
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        return self.join(mixed)
+
+
+class AttentionDiffusionMixer(AttentionMixer):
+    """Sparse multi-head attention, diffused over several hops: `diffmix.ops.attention_diffusion`."""
+
+    def __init__(self, config: DiffmixConfig):
+        super().__init__(config)
+        self.pattern, self.coefficients = config.diffusion_pattern(), config.diffusion_weights()
+        self.hop_dropout = config.diffusion_hop_dropout
+
+    def forward(
+        self,
+        hidden: Tensor,
+        padding_mask: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        past_key_values: Any = None,
+        step: int = 0,
+    ) -> Tensor:
+        """[B, N, D] → [B, N, D]. It takes no cache: the states of every hop would have to be in it."""
+        if past_key_values is not None:
+            raise ValueError("mixer='attention_diffusion' keeps no cache of its hops yet: set use_cache=False")
+        query, key, value = self.project(hidden, positions)
+        repeats = query.shape[1] // key.shape[1]
+        if repeats > 1:
+            key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
+        mixed = diffuse_attention_aligned(
+            query,
+            key,
+            value,
+            self.pattern,
+            coefficients=self.coefficients,
+            scale=query.shape[-1] ** -0.5,
+            lengths=None if padding_mask is None else padding_mask.sum(dim=1),
+            dropout_p=self.dropout if self.training else 0.0,
+            hop_dropout_p=self.hop_dropout if self.training else 0.0,
+        )
+        return self.join(mixed)
 
 
 def make_time(config: DiffmixConfig) -> float | nn.Module:
@@ -173,4 +228,9 @@ def rotate(states: Tensor, positions: Tensor | None = None, base: float = 10_000
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-MIXERS = {"neighbor": NeighborMixer, "softmax": HeatKernelMixer, "heat_kernel": HeatKernelMixer}
+MIXERS = {
+    "neighbor": NeighborMixer,
+    "softmax": HeatKernelMixer,
+    "heat_kernel": HeatKernelMixer,
+    "attention_diffusion": AttentionDiffusionMixer,
+}

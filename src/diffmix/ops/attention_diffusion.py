@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from diffmix.ops.sparse_hops import Weights
 from diffmix.ops.sparse_layout import Layout, make_layout
 from diffmix.patterns import SparsePattern
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _GROUP = 16_384  # tokens, over sequences, that are computed at a time: what is made for them stays near the processor
 
 
@@ -81,19 +83,18 @@ def attention_diffusion(
             query, key, value = (align(states, positions) for states in (query, key, value))
     factor: float = query.shape[-1] ** -0.5 if scale is None else float(scale)
     check_finite_scores(query, key, factor)
-    with torch.autocast(device, enabled=False):
-        mixed = diffuse_attention_aligned(
-            query,
-            key,
-            value,
-            pattern,
-            coefficients=coefficients,
-            lengths=lengths,
-            dropout_p=dropout_p,
-            hop_dropout_p=hop_dropout_p,
-            scale=factor,
-            recompute=recompute,
-        )
+    mixed = diffuse_attention_aligned(
+        query,
+        key,
+        value,
+        pattern,
+        coefficients=coefficients,
+        lengths=lengths,
+        dropout_p=dropout_p,
+        hop_dropout_p=hop_dropout_p,
+        scale=factor,
+        recompute=recompute,
+    )
     return mixed if positions is None else unalign(mixed, positions)
 
 
@@ -104,11 +105,11 @@ def diffuse_attention_aligned(
     pattern: SparsePattern,
     *,
     coefficients: Sequence[float],
-    lengths: Tensor | None,
-    dropout_p: float,
-    hop_dropout_p: float,
     scale: float,
-    recompute: bool,
+    lengths: Tensor | None = None,
+    dropout_p: float = 0.0,
+    hop_dropout_p: float = 0.0,
+    recompute: bool = False,
 ) -> Tensor:
     """`attention_diffusion` for rows whose real tokens stand first, `lengths` [B] of them (None: all). Nothing is checked.
 
@@ -127,11 +128,24 @@ def diffuse_attention_aligned(
     )[0]
 
 
+def _as_they_are(passes: Callable[_P, _R]) -> Callable[_P, _R]:
+    """`passes` without autocast, whose dtype was settled before, and which may still be on in a backward pass."""
+
+    @functools.wraps(passes)
+    def settled(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        device = next(argument.device.type for argument in args if isinstance(argument, Tensor))
+        with torch.autocast(device, enabled=False):
+            return passes(*args, **kwargs)
+
+    return settled
+
+
 def _known(fact: Callable[[], Tensor]) -> bool:
     """Whether something about values is true, where it takes no waiting to know: False says nothing."""
     return not torch.compiler.is_compiling() and not torch.jit.is_tracing() and bool(fact())
 
 
+@_as_they_are
 def _forward(
     query: Tensor,
     key: Tensor,
@@ -164,6 +178,7 @@ def _forward(
     return mixed, kept
 
 
+@_as_they_are
 def _backward(
     grad: Tensor,
     query: Tensor,
