@@ -143,7 +143,7 @@ def test_the_loss_is_that_of_the_next_token_and_blocks_change_nothing(monkeypatc
     logits = model.eval()(ids).logits
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     torch.testing.assert_close(model(ids, labels=labels).loss, expected, check_dtype=False)
-    monkeypatch.setattr("diffmix.models.language.SCORED_AT_ONCE", 40 * 7)
+    monkeypatch.setattr("diffmix.models.token_loss.SCORED_AT_ONCE", 40 * 7)
     loss = model.train()(ids, labels=labels).loss
     torch.testing.assert_close(loss, expected, check_dtype=False)
     wanted = torch.autograd.grad(expected, list(model.parameters()))

@@ -5,12 +5,9 @@ B batch, N tokens, D channels, V token ids.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
@@ -18,11 +15,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
 from diffmix.models.configuration import DiffmixConfig
 from diffmix.models.modeling import DiffmixModel, DiffmixPreTrainedModel
 from diffmix.models.pooling import masked_mean
+from diffmix.models.token_loss import IGNORED, token_loss
 
 SHAPE_MULTIPLE = (
     256  # of counts that vary from batch to batch: oneDNN prepares each product anew for a shape it has not seen
 )
-SCORED_AT_ONCE = 2**25  # scores of tokens over the vocabulary that training holds at a time
 
 
 class _WithTokenHead(DiffmixPreTrainedModel):
@@ -104,13 +101,13 @@ class DiffmixForMaskedLM(_WithTokenHead):
 
         By number, because a mask as index is slow in the backward pass on CPUs.
         """
-        asked = (labels.flatten() != -100).nonzero().squeeze(1)
+        asked = (labels.flatten() != IGNORED).nonzero().squeeze(1)
         spare = -len(asked) % SHAPE_MULTIPLE
-        return F.pad(asked, (0, spare)), F.pad(labels.flatten().index_select(0, asked), (0, spare), value=-100)
+        return F.pad(asked, (0, spare)), F.pad(labels.flatten().index_select(0, asked), (0, spare), value=IGNORED)
 
     def _candidates(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens to choose among, and where the labels stand among them; their number varies in coarse steps."""
-        vocab_size, asked = self.config.vocab_size, labels != -100
+        vocab_size, asked = self.config.vocab_size, labels != IGNORED
         chosen = torch.zeros(vocab_size, dtype=torch.bool, device=labels.device)
         chosen[labels[asked]] = True
         targets = chosen.nonzero().squeeze(1)
@@ -152,7 +149,7 @@ class DiffmixForCausalLM(_WithTokenHead, GenerationMixin):
         """`input_ids` [B, N], `attention_mask` [B, N] (with a cache: of the cached tokens too) → logits [B, N, V].
 
         `labels` [B, N] are the ids themselves, -100 where nothing is asked; each is scored by the state before it. In
-        training no logits are returned with the loss: they are made a block at a time, and again in the backward pass.
+        training no logits are returned with the loss (`diffmix.models.token_loss`).
         `logits_to_keep` > 0 makes those of the last tokens only.
         """
         outputs = self.model(
@@ -166,7 +163,9 @@ class DiffmixForCausalLM(_WithTokenHead, GenerationMixin):
         hidden = outputs.last_hidden_state * self.config.hidden_size**-0.5
         logits = loss = None
         if labels is not None and self.training and not torch.compiler.is_compiling():
-            loss = self._blockwise_loss(hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+            targets = labels[:, 1:].flatten()
+            total = token_loss(hidden[:, :-1].flatten(0, 1), self.decoder.weight, targets)
+            loss = total / (targets != IGNORED).sum().clamp(min=1)
         else:
             logits = self.decoder(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
             if labels is not None:
@@ -177,16 +176,3 @@ class DiffmixForCausalLM(_WithTokenHead, GenerationMixin):
             past_key_values=outputs.past_key_values,  # pyright: ignore[reportArgumentType]
         )
         return self._returned(output, return_dict)
-
-    def _blockwise_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss of states [k, D] whose next tokens are `labels` [k], with the scores of one block in memory."""
-
-        def block_loss(hidden: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-            return F.cross_entropy(F.linear(hidden, weight).float(), labels, reduction="sum")
-
-        rows = max(1, SCORED_AT_ONCE // self.config.vocab_size)
-        blocks: list[Any] = [
-            checkpoint(block_loss, states, targets, self.decoder.weight, use_reentrant=False)
-            for states, targets in zip(hidden.split(rows), labels.split(rows), strict=True)
-        ]
-        return torch.stack(blocks).sum() / (labels != -100).sum().clamp(min=1)

@@ -28,6 +28,7 @@ from diffmix.evaluation.language import language_metrics, score_text, total_nll
 from diffmix.evaluation.streaming import StreamingCalibration
 from diffmix.models.attention import attention_option
 from diffmix.models.diffusion_time import recorded_times
+from diffmix.models.token_loss import IGNORED
 from diffmix.tasks.language import Documents, LanguageData, TokenWindows
 from diffmix.training.batching import RowSubset
 from diffmix.training.building import load_tokenizer, model_config
@@ -36,7 +37,6 @@ from diffmix.training.gguf import load_gguf
 from diffmix.training.hardware import resolve_device, resolve_dtype
 from diffmix.training.phases import Run
 from diffmix.training.prediction import quiet_transformers
-from diffmix.training.pretraining import IGNORED
 from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import write_evaluation, write_json, write_run_files
 

@@ -31,7 +31,7 @@ from diffmix.training.embeddings import ppmi_embeddings
 from diffmix.training.fitting import Fitter, Notice
 from diffmix.training.losses import class_weights, classification_loss
 from diffmix.training.prediction import BATCH_TOKENS, autocast, predict_probabilities, quiet_transformers
-from diffmix.training.pretraining import IGNORED, MaskingCollator, in_blocks, masked_metrics
+from diffmix.training.pretraining import MaskingCollator, in_blocks, masked_metrics
 from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import finish_metrics, write_json, write_run_files
 

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffmix.models.token_loss import IGNORED
 from diffmix.tasks.encoding import EncodedDataset, PaddingCollator
-
-IGNORED = -100  # a label that no loss counts
 
 
 def in_blocks(dataset: EncodedDataset, max_length: int) -> EncodedDataset:
