@@ -135,6 +135,18 @@ def test_beams_with_a_cache_are_those_without():
         assert torch.equal(model.generate(ids, **options), model.generate(ids, use_cache=False, **options)), variant
 
 
+def test_attention_starts_at_the_temperature_asked_for(tmp_path):
+    shape = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = torch.randint(1, 40, (2, 9), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    softmax = DiffmixForCausalLM(DiffmixConfig(mixer="softmax", attention_init_temperature=0.56, **shape)).eval()
+    torch.manual_seed(0)
+    heat = DiffmixForCausalLM(DiffmixConfig(mixer="heat_kernel", heat_time=0.28, **shape)).eval()
+    torch.testing.assert_close(softmax(ids).logits, heat(ids).logits)
+    softmax.save_pretrained(tmp_path)
+    torch.testing.assert_close(DiffmixForCausalLM.from_pretrained(tmp_path)(ids).logits, softmax(ids).logits)
+
+
 def test_the_loss_is_that_of_the_next_token_and_blocks_change_nothing(monkeypatch):
     model = make("heat").train()
     ids = torch.randint(1, 40, (3, 12))

@@ -47,6 +47,12 @@ def test_survives_a_round_trip(tmp_path):
         ({"neighbor_tolerance": 0.1}, "neighbor_shared_steps=True"),
         ({"neighbor_tolerance": 0.0, "neighbor_shared_steps": True}, "neighbor_tolerance is 0.0"),
         ({"neighbor_max_steps": 0}, "neighbor_max_steps is 0"),
+        ({"mixer": "softmax", "attention_init_temperature": 0.0}, "attention_init_temperature is 0.0"),
+        ({"attention_init_temperature": 0.5}, "mixer is 'neighbor'"),
+        (
+            {"mixer": "softmax", "attention_qk_norm": True, "attention_init_temperature": 0.5},
+            "queries are normalised",
+        ),
         ({"diffusion_window": -1}, "diffusion_window is -1; give a whole number"),
         ({"diffusion_global_tokens": [0, 0]}, "diffusion_global_tokens is [0, 0]; name each position once"),
         ({"diffusion_random_links": 1.5}, "diffusion_random_links is 1.5"),

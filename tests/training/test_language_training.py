@@ -85,6 +85,24 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(run, tmp_path, monkeypatch):
             assert metrics[key] == pytest.approx(value), key
 
 
+def test_a_temperature_is_fitted_on_validation_when_asked(tmp_path):
+    metrics = trained(tmp_path / "run", "max_steps=3", "temperature_scaling=true")
+    assert metrics["test/temperature"] > 0
+    assert metrics["test/scaled_nll"] != metrics["test/nll"]
+    loaded, test = load_language_model(tmp_path / "run"), load_language("python_docs").load_test()
+    assert test is not None
+    after = loaded.score(test, temperature=metrics["test/temperature"]).metrics(bootstrap=0)
+    assert after["nll"] == pytest.approx(metrics["test/scaled_nll"], rel=1e-4)
+    assert after["ece"] == pytest.approx(metrics["test/scaled_ece"], abs=1e-3)
+
+
+@pytest.mark.parametrize("key", ["max_tokens=100", "temperature_scaling=true"])
+def test_a_classifier_refuses_the_keys_of_language_models(tmp_path, key):
+    with pytest.raises(RequestError, match=key.split("=")[0]):
+        train(load_recipe("digits", [key]), output=tmp_path / "run", notice=lambda _: None)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("overrides", [["mixer=neighbor"], ["model=gpt2", "n_embd=32", "n_layer=1", "n_head=2"]])
 def test_other_models_train_by_the_same_recipe(tmp_path, overrides):
     metrics = trained(tmp_path / "run", *overrides, "max_steps=3", "max_tokens=2000")

@@ -130,18 +130,20 @@ def total_nll(
 def fit_text_temperature(
     model: torch.nn.Module,
     windows: TokenWindows,
+    numbers: Sequence[int] | None = None,
     *,
     batch_size: int = 8,
     dtype: str = "fp32",
     on_batch: Callable[[int], object] = lambda _: None,
 ) -> float:
-    """The temperature that minimises the NLL of `windows`, which are of a validation split: see `fit_temperature`.
+    """The temperature that minimises the NLL of `windows`, some or all, which are of a validation split: see `fit_temperature`.
 
     Each of its few Newton steps is one pass of the model over the windows.
     """
 
     def parts() -> Iterator[tuple[Tensor, Tensor]]:
-        for logits, targets, _ in target_scores(model, windows, batch_size=batch_size, dtype=dtype, on_batch=on_batch):
+        scores = target_scores(model, windows, numbers, batch_size=batch_size, dtype=dtype, on_batch=on_batch)
+        for logits, targets, _ in scores:
             yield logits, targets
 
     with torch.inference_mode():

@@ -111,7 +111,7 @@ def _language(
 
     from diffmix.evaluation.language import fit_text_temperature, language_metrics
     from diffmix.tasks.language import TokenWindows
-    from diffmix.training.language import EVALUATION_SCORES, load_language_model
+    from diffmix.training.language import load_language_model
 
     loaded = load_language_model(model, device=choices.device, dtype=choices.dtype, attention=choices.attention)
     length = loaded.max_length if choices.max_length is None else choices.max_length
@@ -128,10 +128,9 @@ def _language(
     def fit() -> float:
         windows = TokenWindows(of("validation"), loaded.tokenizer, length)
         notice(f"fitting the temperature on {len(windows.tokens) - 1:,} tokens of validation")
-        batch_size = max(1, EVALUATION_SCORES // (length * len(loaded.tokenizer)))
         with tqdm(unit="window", disable=None) as bar:
             return fit_text_temperature(
-                loaded.model, windows, batch_size=batch_size, dtype=loaded.dtype, on_batch=bar.update
+                loaded.model, windows, batch_size=loaded.batch_size, dtype=loaded.dtype, on_batch=bar.update
             )
 
     documents: list[Any] = []  # read once, after the temperature is fitted

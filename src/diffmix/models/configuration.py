@@ -42,6 +42,8 @@ class DiffmixConfig(PretrainedConfig):
         hidden_dropout: on the update of each block.
         attention_dropout: on attention weights.
         attention_qk_norm: whether queries and keys pass an RMS norm of their own before they meet.
+        attention_init_temperature: τ > 0: attention starts as softmax(q·k / τ) would, since query weights start √d / τ times as
+            large, and is trained as softmax(q·k / √d). None: they start as other weights do.
         embedding_dropout: on channels of the embedded tokens.
         token_dropout: probability that a token's whole embedding is zeroed in training (word dropout).
         classifier_dropout: inside the classification head.
@@ -110,6 +112,7 @@ class DiffmixConfig(PretrainedConfig):
         hidden_dropout: float = 0.1,
         attention_dropout: float = 0.0,
         attention_qk_norm: bool = False,
+        attention_init_temperature: float | None = None,
         embedding_dropout: float = 0.0,
         token_dropout: float = 0.0,
         classifier_dropout: float = 0.1,
@@ -162,6 +165,7 @@ class DiffmixConfig(PretrainedConfig):
         self.hidden_dropout = hidden_dropout
         self.attention_dropout = attention_dropout
         self.attention_qk_norm = attention_qk_norm
+        self.attention_init_temperature = attention_init_temperature
         self.embedding_dropout = embedding_dropout
         self.token_dropout = token_dropout
         self.classifier_dropout = classifier_dropout
@@ -250,6 +254,7 @@ class DiffmixConfig(PretrainedConfig):
         for name in ("embedding_std", "norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give a number above 0")
+        self._check_init_temperature()
         self._check_heat()
         self._check_diffusion()
         if self.mixer == "neighbor":
@@ -290,6 +295,19 @@ class DiffmixConfig(PretrainedConfig):
             raise ValueError(
                 f"heat_time is {self.heat_time}, outside of heat_time_bounds, {lowest} to {highest}, where a "
                 f"{self.heat_time_mode} time starts; widen heat_time_bounds"
+            )
+
+    def _check_init_temperature(self) -> None:
+        temperature = self.attention_init_temperature
+        if temperature is None:
+            return
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"attention_init_temperature is {temperature!r}; give a finite number above 0, or None")
+        if self.mixer not in ("softmax", "attention_diffusion") or self.attention_qk_norm:
+            raise ValueError(
+                f"attention_init_temperature is {temperature!r} but "
+                + ("queries are normalised" if self.attention_qk_norm else f"mixer is {self.mixer!r}")
+                + "; leave it out"
             )
 
     def _check_diffusion(self) -> None:

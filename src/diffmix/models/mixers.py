@@ -74,6 +74,17 @@ class NeighborMixer(nn.Module):
         return plain and self.weight.ndim == 3 and offsets * then.out_features <= offsets * channels + then.out_features
 
 
+class QueryKeyValue(nn.Linear):
+    """Projections to queries, keys and values in one product. Weights of queries start `query_scale` times as large."""
+
+    def __init__(self, config: DiffmixConfig):
+        channels = config.hidden_size // config.num_attention_heads
+        super().__init__(config.hidden_size, config.hidden_size + 2 * config.num_key_value_heads * channels)
+        temperature = config.attention_init_temperature
+        self.queries = config.hidden_size
+        self.query_scale = 1.0 if temperature is None else channels**0.5 / temperature
+
+
 class AttentionMixer(nn.Module):
     """What the attention mixers share: projections to queries, keys and values, and back."""
 
@@ -81,7 +92,7 @@ class AttentionMixer(nn.Module):
         super().__init__()
         heads, channels = config.num_attention_heads, config.hidden_size // config.num_attention_heads
         self.sizes = [heads, config.num_key_value_heads, config.num_key_value_heads]
-        self.query_key_value = nn.Linear(config.hidden_size, sum(self.sizes) * channels)
+        self.query_key_value = QueryKeyValue(config)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = config.attention_dropout
         self.rotary = config.position_embedding == "rotary"

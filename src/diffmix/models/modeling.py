@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, initialization
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from diffmix.models.blocks import AttentionBlock, DiffusionStep, make_norm
 from diffmix.models.configuration import DiffmixConfig
 from diffmix.models.diffusion_time import AdaptiveTime, LearnedTime
-from diffmix.models.mixers import NeighborMixer
+from diffmix.models.mixers import NeighborMixer, QueryKeyValue
 from diffmix.models.perturbation import Dropout, add_noise
 from diffmix.models.pooling import AttentionPooling, in_full_precision
 from diffmix.ops.alignment import align, aligned_positions, unalign
@@ -50,6 +50,9 @@ class DiffmixPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=(module.weight.shape[-1] * len(module.offsets)) ** -0.5)
         elif isinstance(module, nn.Linear):
             init.normal_(module.weight, std=module.in_features**-0.5)
+            if isinstance(module, QueryKeyValue):
+                queries, others = module.weight.split([module.queries, len(module.weight) - module.queries])
+                initialization.copy_(module.weight, torch.cat([queries * module.query_scale, others]))
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):

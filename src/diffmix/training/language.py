@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, set_seed
 
 import diffmix.models as models
 from diffmix.errors import RequestError, RunError
-from diffmix.evaluation.language import language_metrics, score_text, total_nll
+from diffmix.evaluation.language import fit_text_temperature, language_metrics, score_text, total_nll
 from diffmix.evaluation.streaming import StreamingCalibration
 from diffmix.models.attention import attention_option
 from diffmix.models.diffusion_time import recorded_times
@@ -41,6 +41,7 @@ from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import write_evaluation, write_json, write_run_files
 
 EVALUATION_SCORES = 2**26  # logits of a batch in evaluation: 256 MB of them in fp32
+FITTED_TOKENS = 2**16  # of validation, that `temperature_scaling` fits on: one number needs no more
 
 # Keys of a recipe that speak of labels or of single rows, with the value that leaves them out.
 _FOR_CLASSIFIERS = {
@@ -56,6 +57,19 @@ _FOR_CLASSIFIERS = {
     "pretraining": None,
     "self_training": None,
 }
+
+
+# And those that speak of tokens.
+_FOR_LANGUAGE: dict[str, Any] = {"max_tokens": None, "temperature_scaling": False}
+
+
+def check_classifier_recipe(recipe: Recipe) -> None:
+    """Raise RequestError where a recipe of a classification task sets what only a language model has a use for."""
+    for key, nothing in _FOR_LANGUAGE.items():
+        if getattr(recipe, key) != nothing:
+            raise RequestError(
+                f"recipe key {key!r} is {getattr(recipe, key)!r}, which task {recipe.task} has no use for; leave it out"
+            )
 
 
 def check_language_recipe(recipe: Recipe) -> None:
@@ -94,6 +108,11 @@ class WindowCollator:
         return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
 
 
+def windows_at_once(max_length: int, vocab_size: int) -> int:
+    """How many windows are evaluated in a batch."""
+    return max(1, EVALUATION_SCORES // (max_length * vocab_size))
+
+
 def train_language_model(run: Run, task: LanguageData) -> dict[str, Any]:
     """Train a causal language model; test it once; fill the folder. Its metrics."""
     recipe = run.recipe
@@ -106,7 +125,7 @@ def train_language_model(run: Run, task: LanguageData) -> dict[str, Any]:
     if most < len(train):
         train = RowSubset(train, np.arange(most))
     validation = TokenWindows(task.validation, tokenizer, recipe.max_length)
-    batch_size = max(1, EVALUATION_SCORES // (recipe.max_length * len(tokenizer)))
+    batch_size = windows_at_once(recipe.max_length, len(tokenizer))
 
     def build() -> Any:
         set_seed(recipe.seed)
@@ -140,19 +159,30 @@ def train_language_model(run: Run, task: LanguageData) -> dict[str, Any]:
         if test is None:
             run.notice(f"{task.name} has no test split: no test metrics")
         else:
-            metrics = _test(run, model, tokenizer, test) | metrics
+            metrics = _test(run, model, tokenizer, validation, test) | metrics
         write_run_files(run.folder, recipe, task, metrics)
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     PartialState().wait_for_everyone()
     return json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
 
 
-def _test(run: Run, model: Any, tokenizer: Any, test: Documents) -> dict[str, float]:
-    """The test metrics; times.json gets the diffusion times, where the model finds its own."""
+def _test(run: Run, model: Any, tokenizer: Any, validation: TokenWindows, test: Documents) -> dict[str, float]:
+    """The test metrics; times.json gets the diffusion times, where the model finds its own.
+
+    With `temperature_scaling` the `temperature`, and as `scaled_…` the scores that it changes.
+    """
     started = time.perf_counter()
+    language = LanguageModel(model, tokenizer, run.recipe.max_length, run.dtype)
+    scaled: dict[str, float] = {}
+    if run.recipe.temperature_scaling:
+        some = range(min(len(validation), max(1, FITTED_TOKENS // validation.length)))
+        temperature = fit_text_temperature(model, validation, some, batch_size=language.batch_size, dtype=run.dtype)
+        after = language.score(test, temperature=temperature).metrics()
+        scaled = {"temperature": temperature}
+        scaled |= {f"scaled_{key}": after[key] for key in ("nll", "brier", "ece", "ece_equal_mass", "overconfidence")}
     with recorded_times(model) as times:
-        calibration = LanguageModel(model, tokenizer, run.recipe.max_length, run.dtype).score(test)
-    metrics = language_metrics(calibration, test)
+        calibration = language.score(test)
+    metrics = language_metrics(calibration, test) | scaled
     write_evaluation(run.folder, int(metrics["n"]), calibration.confidence_bins().rows())
     if times:
         write_json(run.folder / "times.json", times)
@@ -168,6 +198,11 @@ class LanguageModel:
     max_length: int  # tokens it takes at once
     dtype: str
 
+    @property
+    def batch_size(self) -> int:
+        """Windows at once whose logits fit in memory."""
+        return windows_at_once(self.max_length, len(self.tokenizer))
+
     def score(self, documents: Documents, *, bins: int = 15, temperature: float = 1.0) -> StreamingCalibration:
         """Every token of `documents` scored once, in windows of `max_length`; see `score_text`."""
         windows = TokenWindows(documents, self.tokenizer, self.max_length)
@@ -175,7 +210,7 @@ class LanguageModel:
             return score_text(
                 self.model,
                 windows,
-                batch_size=max(1, EVALUATION_SCORES // (self.max_length * len(self.tokenizer))),
+                batch_size=self.batch_size,
                 dtype=self.dtype,
                 bins=bins,
                 temperature=temperature,

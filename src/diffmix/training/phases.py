@@ -19,6 +19,7 @@ from transformers import AutoModelForMaskedLM, set_seed
 import diffmix.models as models
 from diffmix.errors import RequestError
 from diffmix.evaluation import classification_metrics
+from diffmix.models.token_loss import IGNORED
 from diffmix.tasks import TaskData
 from diffmix.tasks.encoding import PaddingCollator, StreamedDataset, encode, encode_texts
 from diffmix.tasks.examples import Examples, StreamedExamples

@@ -54,7 +54,7 @@ class Recipe:
     extra_train: tuple[str, ...] = _key(())  # further files of the data set's folder, appended to train
     validation_fraction: float = _key(0.1, above=0, high=0.5)  # of train, where the source has no validation split
     limit: int | None = _key(None, low=1)  # rows (windows of a language model) per split, for trials
-    max_tokens: int | None = _key(None, low=1)  # of train, language models only
+    max_tokens: int | None = _key(None, low=1)  # of train, of a language model
     stream: bool | None = _key(None)  # read train from disk in every epoch; null: where memory would not hold it
     subword_dropout: float = _key(0.0, low=0, high=0.9)  # WordPiece only: each epoch spells words in other ways
     # Optimisation
@@ -80,6 +80,9 @@ class Recipe:
     eval_steps: int | None = _key(None, low=1)  # optimiser steps between evaluations; overrides evaluations_per_epoch
     save_steps: int | None = _key(None, low=1)  # checkpoints beside those of the evaluations
     best_metric: Literal["accuracy", "macro_f1", "nll"] = _key("accuracy")  # of validation; picks the final weights
+    temperature_scaling: bool = _key(
+        False
+    )  # of a language model: test it after a temperature fitted on validation, too
     early_stopping_patience: int = _key(0, low=0)  # evaluations without improvement; 0: never
     report_to: tuple[str, ...] = _key(())  # further trackers, as transformers names them (trackio, wandb, mlflow)
     # Where the weights start

@@ -22,7 +22,7 @@ from diffmix.tasks.language import LANGUAGE_TASKS, load_language
 from diffmix.training.distributed import is_first_process, join_processes, on_first_process, process_count
 from diffmix.training.fitting import Notice
 from diffmix.training.hardware import resident_memory, resolve_device, resolve_dtype
-from diffmix.training.language import check_language_recipe, train_language_model
+from diffmix.training.language import check_classifier_recipe, check_language_recipe, train_language_model
 from diffmix.training.phases import VALIDATION_SEED, Run
 from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import claim_folder, recorded_data, release_folder, write_json
@@ -119,8 +119,7 @@ def _train_one(
     pretrained: Path | None = None,
     taught: Path | None = None,
 ) -> dict[str, Any]:
-    if recipe.task in LANGUAGE_TASKS:
-        check_language_recipe(recipe)
+    (check_language_recipe if recipe.task in LANGUAGE_TASKS else check_classifier_recipe)(recipe)
     if recipe.model == "tfidf":
         if process_count() > 1:
             raise RequestError("model=tfidf trains in one process: start it without torchrun")
