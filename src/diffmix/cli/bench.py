@@ -9,7 +9,7 @@ import typer
 
 from diffmix.errors import RequestError
 
-NAMES = "distilbert, obvious, scaling, operators, parts, diffusion, paper_memory, convergence, swap"
+NAMES = "distilbert, obvious, scaling, operators, parts, heat_kernel, diffusion, paper_memory, convergence, equilibrium, swap"
 
 
 def bench(
@@ -64,6 +64,11 @@ def bench(
         from diffmix.experiments.tables import convergence_table
 
         typer.echo(f"\n{convergence_table(measured)}")
+        return
+    if name == "equilibrium":
+        from diffmix.experiments.equilibrium import measure_equilibrium
+
+        measure_equilibrium(output=output or Path("results/equilibrium.json"), force=force, notice=typer.echo)
         return
     if name == "swap":
         from diffmix.experiments.swap import BATCH, TASK, WINDOW, bench_swap, swap_table

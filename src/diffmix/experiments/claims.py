@@ -1,31 +1,15 @@
-"""The first paper's claims, each with a verdict that follows from `results/` by a stated rule.
-
-Source of the claims: Banavara (2025), the paper on attention-free diffusion and the README of its code.
-"""
+"""Published claims, each with a verdict that follows from `results/` by a stated rule."""
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from diffmix.errors import RequestError
-from diffmix.evaluation.intervals import mean_interval
 from diffmix.experiments.results import read_result
-from diffmix.report.text import short_size
 
 Verdict = Literal["holds", "does not hold", "undecided", "not measured yet"]
-
-# Published test accuracies, for claims about models that were not trained here. From their papers, not measured by us.
-DISTILBERT_FINE_TUNED = 0.948  # AG News, DistilBERT fine-tuned from its published weights
-FULL_TRAIN_ROWS = 120_000  # AG News
-COMPETITIVE = 0.01  # accuracy within one point
-DRAMATIC = 0.01  # accuracy lost, more than one point
-CONVERGED = 0.01  # relative change in a step
-OVERFITTED_LOSS = 1.05  # last validation loss over the lowest
-OVERFITTED_GAP = 0.02  # train accuracy above test accuracy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +31,20 @@ class Claim:
     judge: Callable[[Mapping[str, Any]], Finding]
 
 
-def judge_claims(results: Path) -> list[tuple[Claim, Finding]]:
+class RowMissingError(Exception):
+    """A result was written without the row that a claim is about."""
+
+
+def judge_claims(claims: Sequence[Claim], results: Path) -> list[tuple[Claim, Finding]]:
     """Every claim with its finding; a claim whose result is missing is not measured yet."""
     found = []
-    for claim in CLAIMS:
+    for claim in claims:
         path = results / f"{claim.result}.json"
         finding = Finding("not measured yet", f"`{claim.command}` measures it")
         if path.is_file():
             try:
                 finding = claim.judge(read_result(path))
-            except _RowMissing as missing:
+            except RowMissingError as missing:
                 finding = Finding(
                     "not measured yet", f"the result holds no row of {missing}; `{claim.command}` measures it"
                 )
@@ -64,283 +52,21 @@ def judge_claims(results: Path) -> list[tuple[Claim, Finding]]:
     return found
 
 
-def claims_table(results: Path) -> str:
-    """The claims as Markdown, one section each: the verdict, the numbers, the rule, the result they come from."""
-    judged = judge_claims(results)
+def claims_table(claims: Sequence[Claim], results: Path) -> str:
+    """`claims` as Markdown, one section each: the verdict, the numbers, the rule, the result they come from."""
+    judged = judge_claims(claims, results)
     lines = ["| claim | verdict |", "|---|---|"]
     lines += [f"| {claim.statement} | **{finding.verdict}** |" for claim, finding in judged]
     for claim, finding in judged:
         source = f"`results/{claim.result}.json`, written by `{claim.command}`"
-        lines += ["", f"### {claim.statement}", "", f"**{finding.verdict.capitalize()}.** {finding.numbers}.", ""]
+        numbers = finding.numbers[:1].upper() + finding.numbers[1:]
+        lines += ["", f"### {claim.statement}", "", f"**{finding.verdict.capitalize()}.** {numbers}.", ""]
         lines += [f"- Rule: {claim.rule}.", f"- Source: {source}."]
     return "\n".join(lines)
 
 
-def _at_least(key: str, target: float, what: str) -> Callable[[Mapping[str, Any]], Finding]:
-    """A ratio of the paper's preset to DistilBERT, all of whose pairs must be on one side of the target."""
-
-    def judge(result: Mapping[str, Any]) -> Finding:
-        ratios = result["ratios"]["paper"]
-        ratio, fused = ratios[key], ratios[f"{key}_fused"]
-        numbers = (
-            f"{ratio['median']:.3g}x {what} (pairs {ratio['low']:.3g} to {ratio['high']:.3g}; {fused['median']:.3g}x against "
-            f"DistilBERT without attention dropout, which fused attention on CPUs needs), `ag_news_paper`, "
-            f"{result['settings']['batch']} rows of {result['settings']['tokens']} tokens, {result['dtype']}, "
-            f"{result['environment'].get('device')}"
-        )
-        return Finding(_by_interval(ratio["low"], ratio["high"], target), numbers)
-
-    return judge
-
-
-def _by_interval(low: float, high: float, target: float) -> Verdict:
+def by_interval(low: float, high: float, target: float) -> Verdict:
+    """Whether a number reaches `target`, by its interval."""
     if low >= target:
         return "holds"
     return "does not hold" if high < target else "undecided"
-
-
-def _paper_memory(result: Mapping[str, Any]) -> Finding:
-    peaks = {name: side["peak_memory_bytes"] for name, side in result["sides"].items()}
-    numbers = ", ".join(f"{name.replace('/', ' in ')} {short_size(peak)}" for name, peak in peaks.items())
-    training = [peak for name, peak in peaks.items() if name.startswith("training/")]
-    everything = min(peaks.values())
-    verdict: Verdict = "holds" if min(training) <= 0.14e9 else "does not hold" if everything > 0.14e9 else "undecided"
-    return Finding(verdict, f"{numbers}, {result['environment'].get('device')}")
-
-
-class _RowMissing(Exception):
-    """A comparison was made without the row that a claim is about."""
-
-
-def _accuracy_of(
-    result: Mapping[str, Any], wanted: Callable[[Mapping[str, Any]], bool], what: str
-) -> Mapping[str, Any]:
-    row = next((row for row in result["rows"] if wanted(row)), None)
-    if row is None:
-        raise _RowMissing(what)
-    return row
-
-
-def _paper_row(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    return _accuracy_of(result, lambda row: row["recipe"].split(":")[0].endswith("_paper"), "the paper's preset")
-
-
-def _distilbert_row(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    return _accuracy_of(result, lambda row: row["model"] == "distilbert", "DistilBERT's shape (model=distilbert)")
-
-
-def _accuracy(row: Mapping[str, Any]) -> tuple[float, float, float]:
-    metrics = row["metrics"]
-    value = metrics["test/accuracy"]
-    return value, metrics.get("test/accuracy_low", value), metrics.get("test/accuracy_high", value)
-
-
-def _told(row: Mapping[str, Any]) -> str:
-    value, low, high = _accuracy(row)
-    over = f"{row['seeds']} seeds" if row["seeds"] > 1 else "one seed"
-    rows = row["metrics"].get("train/examples")
-    return (
-        f"`{row['recipe']}` {100 * value:.2f} % ({100 * low:.2f} to {100 * high:.2f}, {over}, {rows:,.0f} train rows)"
-    )
-
-
-def _reaches(target: float, full_rows: int) -> Callable[[Mapping[str, Any]], Finding]:
-    """The paper preset's test accuracy; missing the target with fewer train rows than the paper had decides nothing."""
-
-    def judge(result: Mapping[str, Any]) -> Finding:
-        row = _paper_row(result)
-        _, low, high = _accuracy(row)
-        verdict = _by_interval(low, high, target)
-        fewer = row["metrics"].get("train/examples", 0) < 0.8 * full_rows
-        if verdict == "does not hold" and fewer:
-            return Finding("undecided", f"{_told(row)}, of the {full_rows:,} that the paper had")
-        return Finding(verdict, _told(row))
-
-    return judge
-
-
-def _distilbert_accuracy(result: Mapping[str, Any]) -> Finding:
-    row = _distilbert_row(result)
-    best = max(_accuracy(row)[2], DISTILBERT_FINE_TUNED)
-    published = (
-        f"fine-tuned from its published weights, {100 * DISTILBERT_FINE_TUNED:.1f} % on the test set are published"
-    )
-    return Finding("does not hold" if best < 0.9863 else "undecided", f"{_told(row)} from scratch; {published}")
-
-
-def _competitive(result: Mapping[str, Any]) -> Finding:
-    ours, theirs = _paper_row(result), _distilbert_row(result)
-    low, high = _accuracy(ours)[1:]
-    scratch, published = _accuracy(theirs)[0], DISTILBERT_FINE_TUNED
-    numbers = (
-        f"{_told(ours)}; {_told(theirs)} from scratch on the same rows; {100 * published:.1f} % published fine-tuned"
-    )
-    if low >= published - COMPETITIVE:
-        return Finding("holds", numbers)
-    if high < min(scratch, published) - COMPETITIVE:
-        return Finding("does not hold", numbers)
-    return Finding("undecided", numbers + ": it depends on which DistilBERT is meant")
-
-
-def _precision(result: Mapping[str, Any]) -> Finding:
-    rows = {row["resolved"].get("dtype"): row for row in result["rows"]}
-    narrow = next((dtype for dtype in ("fp16", "bf16") if dtype in rows), None)
-    if "fp32" not in rows or narrow is None:
-        raise RequestError("results of precision need one row of dtype=fp32 and one of dtype=fp16 (or bf16)")
-    wide, low_precision = rows["fp32"], rows[narrow]
-    numbers = f"fp32 {_told(wide)}; {narrow} {_told(low_precision)}"
-    lost = [
-        a["test/accuracy"] - b["test/accuracy"]
-        for a, b in zip(wide["per_seed"], low_precision["per_seed"], strict=True)
-    ]
-    if len(lost) < 2:
-        return Finding("undecided", f"{numbers}; one seed")
-    mean, low, high = mean_interval(lost)
-    numbers += f"; lost in {narrow}: {100 * mean:.2f} points ({100 * low:.2f} to {100 * high:.2f})"
-    if narrow != "fp16":
-        return Finding("undecided", f"{numbers}; fp16 itself needs a GPU")
-    return Finding("holds" if low > DRAMATIC else "does not hold" if high < DRAMATIC else "undecided", numbers)
-
-
-def _overfitting(result: Mapping[str, Any]) -> Finding:
-    row = _paper_row(result)
-    histories = [[record for record in history if "validation/loss" in record] for history in row["history"]]
-    if not histories or any(len(history) < 2 for history in histories):
-        return Finding("undecided", "fewer than two evaluations were recorded")
-    rise = statistics.fmean(
-        history[-1]["validation/loss"] / min(record["validation/loss"] for record in history) for history in histories
-    )
-    train = [history[-1]["train/accuracy"] for history in histories if "train/accuracy" in history[-1]]
-    test = _accuracy(row)[0]
-    epochs = histories[0][-1].get("epoch", 0)
-    numbers = f"after {epochs:.3g} epochs the validation loss is {rise:.3g} times its lowest"
-    if not train:
-        return Finding("undecided", f"{numbers}; train accuracy was not recorded")
-    gap = statistics.fmean(train) - test
-    numbers += f", train accuracy {100 * statistics.fmean(train):.2f} %, test accuracy {100 * test:.2f} %"
-    small = (rise <= OVERFITTED_LOSS) + (gap <= OVERFITTED_GAP)
-    return Finding(("does not hold", "undecided", "holds")[small], f"{numbers} (`{row['recipe']}`)")
-
-
-def _convergence(result: Mapping[str, Any]) -> Finding:
-    trained, steps = result["trained_steps"], result["steps"]
-    at, last = steps[trained - 1], steps[-1]
-    numbers = (
-        f"relative change in the last trained step ({trained}): median {at['median']:.3g} ({at['low']:.3g} to "
-        f"{at['high']:.3g} for 90 % of sequences); in step {len(steps)}: {last['median']:.3g}; accuracy after {trained} steps "
-        f"{100 * at['accuracy']:.2f} %, after {len(steps)} {100 * last['accuracy']:.2f} %"
-    )
-    return Finding(
-        "holds" if at["high"] <= CONVERGED else "does not hold" if at["median"] > CONVERGED else "undecided", numbers
-    )
-
-
-def _linear(result: Mapping[str, Any]) -> Finding:
-    ratios = result["ratios"]
-    if not ratios:
-        return Finding("undecided", "65,536 tokens were not measured")
-    told = ", ".join(
-        f"{ratio['median']:.3g}x the {key} ({ratio['low']:.3g} to {ratio['high']:.3g})" for key, ratio in ratios.items()
-    )
-    worst_low, worst_high = (max(ratio[end] for ratio in ratios.values()) for end in ("low", "high"))
-    verdict: Verdict = "holds" if worst_high <= 4.4 else "does not hold" if worst_low > 4.4 else "undecided"
-    return Finding(verdict, f"65,536 tokens against 16,384: {told}")
-
-
-_RATIO_RULE = "holds if every pair of measurements reaches {target}x, does not hold if none does, else undecided"
-_PAIRED = (
-    "processes in turn, one training step of the paper's preset and of DistilBERT's shape, same dtype and optimizer"
-)
-_COMPARE_AG = (
-    "diffmix compare ag_news ag_news_paper ag_news:model=tfidf ag_news:model=distilbert,learning_rate=0.0001 --seeds 3"
-)
-_COMPARE_IMDB = "diffmix compare imdb imdb:pretraining=null imdb_paper imdb:model=tfidf --seeds 3"
-
-CLAIMS = (
-    Claim(
-        "30x less memory than DistilBERT",
-        f"{_RATIO_RULE.format(target=30)}; {_PAIRED}",
-        "bench-distilbert",
-        "diffmix bench distilbert",
-        _at_least("less_memory", 30, "less peak memory"),
-    ),
-    Claim(
-        "6x faster than DistilBERT",
-        f"{_RATIO_RULE.format(target=6)}; {_PAIRED}",
-        "bench-distilbert",
-        "diffmix bench distilbert",
-        _at_least("more_tokens_per_second", 6, "more tokens/s in training"),
-    ),
-    Claim(
-        "0.14 GB for a batch of 16 x 4,096 tokens",
-        "holds if training takes at most 0.14 GB in some dtype, does not hold if even inference takes more, else undecided",
-        "bench-paper_memory",
-        "diffmix bench paper_memory",
-        _paper_memory,
-    ),
-    Claim(
-        "Cost is linear in the length",
-        "holds if time and memory at 65,536 tokens are at most 4.4x those at 16,384 in every pair, does not hold if one is "
-        "above that in every pair, else undecided",
-        "bench-scaling",
-        "diffmix bench scaling",
-        _linear,
-    ),
-    Claim(
-        "AG News: 90.07 % test accuracy",
-        "holds if the interval of the paper's preset lies at or above it, does not hold if below on as many train rows as the "
-        "paper had, else undecided",
-        "compare-ag_news",
-        _COMPARE_AG,
-        _reaches(0.9007, FULL_TRAIN_ROWS),
-    ),
-    Claim(
-        "AG News: DistilBERT reaches 98.63 %",
-        "does not hold as a test accuracy if neither DistilBERT's shape trained here nor the published fine-tuned model "
-        "reaches it",
-        "compare-ag_news",
-        _COMPARE_AG,
-        _distilbert_accuracy,
-    ),
-    Claim(
-        "Competitive with DistilBERT",
-        f"holds if the interval of the paper's preset lies within {100 * COMPETITIVE:.0f} point of the published fine-tuned "
-        "DistilBERT or above, does not hold if it lies further below than that from this and from DistilBERT's shape trained "
-        "from scratch on the same rows, else undecided",
-        "compare-ag_news",
-        _COMPARE_AG,
-        _competitive,
-    ),
-    Claim(
-        "IMDB: 86.30 % test accuracy",
-        "holds if the interval of the paper's architecture, with our learning rate and schedule, lies at or above it, does not "
-        "hold if below, else undecided",
-        "compare-imdb",
-        _COMPARE_IMDB,
-        _reaches(0.8630, 25_000),
-    ),
-    Claim(
-        "Accuracy drops dramatically in fp16 against fp32",
-        f"paired over seeds: holds if the interval of the loss lies above {100 * DRAMATIC:.0f} point, does not hold if "
-        "below, else undecided; bf16 decides nothing about fp16",
-        "compare-precision",
-        "diffmix compare ag_news_paper:dtype=fp32 ag_news_paper:dtype=fp16 --seeds 3 --output results/compare-precision.json",
-        _precision,
-    ),
-    Claim(
-        "Minimal overfitting",
-        f"at the end of training: validation loss at most {OVERFITTED_LOSS} times its lowest, and train accuracy at most "
-        f"{100 * OVERFITTED_GAP:.0f} points above test accuracy; holds if both, does not hold if neither, else undecided",
-        "compare-ag_news",
-        _COMPARE_AG,
-        _overfitting,
-    ),
-    Claim(
-        "The output is read after convergence",
-        f"relative change of the states in the last trained step: holds if at most {CONVERGED} for 95 % of sequences, "
-        "does not hold if above for half of them, else undecided",
-        "convergence",
-        "diffmix bench convergence --run runs/ag_news_paper",
-        _convergence,
-    ),
-)

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from diffmix.errors import RequestError
+from diffmix.experiments import claims_heat_kernel, claims_neighbor
 from diffmix.experiments.claims import claims_table
 from diffmix.experiments.results import describe_environment, read_result
 from diffmix.report.text import short_count, short_size
 
 _DISTILBERT_RATIOS = ("less_memory", "less_memory_fused", "more_tokens_per_second", "more_tokens_per_second_fused")
+_CLAIMS = {"claims-neighbor": claims_neighbor.CLAIMS, "claims-heat_kernel": claims_heat_kernel.CLAIMS}
 _BLOCK = re.compile(r"<!-- table: (?P<name>[^>]*?) -->\n(?P<body>.*?)<!-- end -->", re.DOTALL)
 
 
@@ -53,8 +55,8 @@ def _filled(block: re.Match[str], root: Path, place: Path) -> str:
 
 def make_table(name: str, results: Path) -> str:
     """The Markdown of the table `name`. Raises RequestError where it is unknown or its result is missing."""
-    if name == "claims":
-        return claims_table(results)
+    if name in _CLAIMS:
+        return claims_table(_CLAIMS[name], results)
     if name in TABLES:
         files, make = TABLES[name]
     elif name.startswith("compare-"):
@@ -74,7 +76,7 @@ def make_table(name: str, results: Path) -> str:
 
         files, make = (name,), swap_table
     else:
-        known = ", ".join([*TABLES, "claims"])
+        known = ", ".join([*TABLES, *_CLAIMS])
         raise RequestError(
             f"there is no such table: give one of {known}, or compare-NAME or study-NAME for that file of results/"
         )
@@ -281,6 +283,23 @@ def diffusion_table(result: Mapping[str, Any]) -> str:
     return f"{tables}\n\n{about} {_caption(result)}"
 
 
+def heat_kernel_table(result: Mapping[str, Any]) -> str:
+    """The time of each form at each length, as a ratio to torch's fused attention, and its memory against the definition's."""
+    settings, ratios = result["settings"], result["ratios"]
+    materialised = ratios["materialised"]
+    rows = [
+        [form, *(_times(ratios[form][f"time/{n}"]) for n in settings["tokens"]), _times(less)]
+        for form, less in materialised.items()
+    ]
+    lengths = [f"{n:,} tokens" for n in settings["tokens"]]
+    table = markdown(["form", *lengths, f"less memory than materialised, {lengths[-1]}"], rows)
+    about = (
+        f"Time of forward and backward as a ratio to `scaled_dot_product_attention`, {settings['heads']} heads of "
+        f"{settings['channels']} channels, {result['dtype']}; median of pairs, and their range."
+    )
+    return f"{table}\n\n{about} {_caption(result)}"
+
+
 def convergence_table(result: Mapping[str, Any]) -> str:
     """The change per step and the accuracy, at a few steps."""
     steps = result["steps"]
@@ -312,6 +331,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "scaling": (("bench-scaling",), scaling_table),
     "operators": (("bench-operators",), operators_table),
     "parts": (("bench-parts",), parts_table),
+    "heat_kernel": (("bench-heat_kernel",), heat_kernel_table),
     "diffusion": (("bench-diffusion",), diffusion_table),
     "paper_memory": (("bench-paper_memory",), paper_memory_table),
     "convergence": (("convergence",), convergence_table),

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from diffmix.experiments.claims import CLAIMS, claims_table, judge_claims
+from diffmix.experiments.claims import claims_table, judge_claims
+from diffmix.experiments.claims_neighbor import CLAIMS
 
 
 def ratio(low, high):
@@ -36,15 +37,15 @@ def row(recipe, accuracy, half=0.005, *, model="diffmix", rows=16_000, per_seed=
 def verdicts(folder, **results):
     for name, content in results.items():
         (folder / f"{name.replace('__', '-')}.json").write_text(json.dumps(content))
-    return {claim.statement: finding for claim, finding in judge_claims(folder)}
+    return {claim.statement: finding for claim, finding in judge_claims(CLAIMS, folder)}
 
 
 def test_without_results_every_claim_names_the_command_that_would_measure_it(tmp_path):
-    found = judge_claims(tmp_path)
+    found = judge_claims(CLAIMS, tmp_path)
     assert len(found) == len(CLAIMS)
     assert {finding.verdict for _, finding in found} == {"not measured yet"}
     assert all("diffmix " in finding.numbers for _, finding in found)
-    assert "not measured yet" in claims_table(tmp_path)
+    assert "not measured yet" in claims_table(CLAIMS, tmp_path)
 
 
 @pytest.mark.parametrize(
