@@ -1,3 +1,7 @@
+import platform
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -101,3 +105,21 @@ def test_a_device_that_does_not_hold_one_row_is_said(monkeypatch, tmp_path):
     assert tried[0] == 12
     assert tried[-1] == 1
     assert tried == sorted(set(tried), reverse=True)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_freed_memory_is_kept_only_where_that_is_asked_for(kept):
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("only glibc is told")
+    code = f"""
+import torch
+from diffmix.training.hardware import keep_freed_memory, resident_memory
+if {kept}:
+    keep_freed_memory()
+before = resident_memory()
+blocks = [torch.ones(2**20) for _ in range(25)]
+del blocks
+print(resident_memory() - before)
+"""
+    left = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    assert (left > 80e6) if kept else (left < 20e6)  # of 100 MB

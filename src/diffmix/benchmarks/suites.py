@@ -124,7 +124,10 @@ def distilbert(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
 
 
 def obvious(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
-    """The recipe's step against its obvious implementation: equal unpadded batches, and an epoch of the recipe's data."""
+    """The recipe's step against its obvious implementation: equal unpadded batches, and an epoch of the recipe's data.
+
+    Our side keeps freed memory, as `diffmix train` does: `diffmix.training.hardware.keep_freed_memory`.
+    """
     from diffmix.benchmarks.obvious import largest_difference
     from diffmix.models import DiffmixConfig
 
@@ -138,7 +141,10 @@ def obvious(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
         )
     theirs = {**model, "type": "obvious"}
     steps = alternate(
-        {"ours": step_spec(options, model, **shape), "obvious": step_spec(options, theirs, **shape)},
+        {
+            "ours": {**step_spec(options, model, **shape), "keep_memory": True},
+            "obvious": step_spec(options, theirs, **shape),
+        },
         options.repetitions,
         notice=notice,
         worker=worker,
@@ -159,7 +165,7 @@ def obvious(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
         }
         epochs = alternate(
             {
-                "ours": {**common, "model": model, "pad_to": None},
+                "ours": {**common, "model": model, "pad_to": None, "keep_memory": True},
                 "obvious": {**common, "model": theirs, "pad_to": shape["tokens"]},
             },
             options.repetitions,
