@@ -192,7 +192,9 @@ _PAIRED = (
 _COMPARE_AG = (
     "diffmix compare ag_news ag_news_paper ag_news:model=tfidf ag_news:model=distilbert,learning_rate=0.0001 --seeds 3"
 )
-_COMPARE_IMDB = "diffmix compare imdb imdb:pretraining=null imdb_paper imdb:model=tfidf --seeds 3"
+_COMPARE_IMDB = (
+    "diffmix compare imdb imdb:pretraining=null,self_training=null,epochs=5 imdb_paper imdb:model=tfidf --seeds 3"
+)
 
 CLAIMS = (
     Claim(
