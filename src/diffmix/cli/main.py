@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -28,6 +29,7 @@ from diffmix.cli.study import study
 from diffmix.cli.train import train
 from diffmix.errors import RequestError, RunError
 
+_ASSIGNMENT = re.compile(r"\w[\w.]*=")
 app = typer.Typer(
     name="diffmix",
     help="Sequence models whose tokens exchange information by diffusion: train, evaluate, predict, report.",
@@ -63,9 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         warnings.simplefilter("ignore")  # they speak to developers
     try:
-        code = app(
-            args=standard_arguments(sys.argv[1:] if arguments is None else list(arguments)), standalone_mode=False
-        )
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        code = app(args=one_option_each(standard_arguments(given)), standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,6 +79,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, message = _explain(error)
         return _failed(message, code)
     return code if isinstance(code, int) else 0
+
+
+def one_option_each(arguments: Sequence[str]) -> list[str]:
+    """`--set a=1 b=2` → `--set a=1 --set b=2`, and so with --only."""
+    spread: list[str] = []
+    option: str | None = None  # the one whose values are being read
+    for argument in arguments:
+        if argument in ("--set", "--only"):
+            option = argument
+        elif option is None or not _ASSIGNMENT.match(argument):
+            option = None
+        elif spread[-1] != option:
+            spread.append(option)
+        spread.append(argument)
+    return spread
 
 
 def _explain(error: Exception) -> tuple[int, str]:
