@@ -1,6 +1,6 @@
 """The parts of a training step beside its products, each as one writes it at first and as the library has it.
 
-B batch, N tokens, D channels. Each part maps hidden [B, N, D] and a mask [B, N] to a tensor.
+B batch, N tokens, D channels. Each part maps hidden [B, N, D] and a mask [B, N] to a tensor, which may be a loss.
 """
 
 from __future__ import annotations
@@ -8,16 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffmix.benchmarks.operators import DTYPES, median_seconds
 from diffmix.models import DiffmixConfig
 from diffmix.models.mixers import NeighborMixer
 from diffmix.models.perturbation import Dropout, add_noise
+from diffmix.models.token_loss import token_loss
 from diffmix.training.hardware import peak_memory
 
 Part = Callable[[Tensor, Tensor], Tensor]
 SIDES = ("plain", "ours")
+VOCABULARY, SCORED = 50_257, 4_096  # of a language model: GPT-2's tokens, and at most so many targets
 
 
 def build_parts(width: int, dtype: torch.dtype, device: str = "cpu") -> dict[str, dict[str, Part]]:
@@ -26,6 +29,21 @@ def build_parts(width: int, dtype: torch.dtype, device: str = "cpu") -> dict[str
     nn.init.normal_(mixer.weight, std=(3 * width) ** -0.5)
     layer = nn.Linear(width, width).to(device, dtype)
     plain_dropout, dropout = nn.Dropout(0.3), Dropout(0.3)
+    vocabulary = nn.Parameter(torch.randn(VOCABULARY, width, device=device).to(dtype) * width**-0.5)
+    labels = torch.arange(SCORED, device=device) * 12_347 % VOCABULARY
+
+    def scored(hidden: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = hidden.flatten(0, 1)[:SCORED]
+        return tokens, labels[: len(tokens)]
+
+    def plain_loss(hidden: Tensor, mask: Tensor) -> Tensor:
+        tokens, targets = scored(hidden)
+        return F.cross_entropy(F.linear(tokens, vocabulary).float(), targets, reduction="sum")
+
+    def loss(hidden: Tensor, mask: Tensor) -> Tensor:
+        tokens, targets = scored(hidden)
+        return token_loss(tokens, vocabulary, targets)
+
     return {
         "dropout": {
             "plain": lambda hidden, mask: plain_dropout(hidden),
@@ -47,6 +65,7 @@ def build_parts(width: int, dtype: torch.dtype, device: str = "cpu") -> dict[str
             "plain": lambda hidden, mask: layer(mixer(hidden)),
             "ours": lambda hidden, mask: mixer(hidden, then=layer),
         },
+        f"loss of {SCORED:,} tokens among {VOCABULARY:,}": {"plain": plain_loss, "ours": loss},
     }
 
 
