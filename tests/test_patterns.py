@@ -80,6 +80,19 @@ def test_every_view_shows_the_same_graph(pattern, n):
     assert facts["density"] == pytest.approx(dense.sum().item() / possible)
 
 
+@given(patterns(), st.sampled_from(LENGTHS), st.data())
+def test_the_past_of_some_tokens(pattern, n, data):
+    positions = data.draw(st.lists(st.integers(0, n - 1), max_size=5))
+    if not pattern.causal:
+        with pytest.raises(ValueError, match="causal is False; give a causal pattern"):
+            pattern.past_of(positions)
+        return
+    rows = pattern.past_of(torch.tensor(positions, dtype=torch.int64))
+    dense = pattern.dense(n)
+    assert [row[row >= 0].tolist() for row in rows] == [dense[i].nonzero().squeeze(1).tolist() for i in positions]
+    assert rows.shape == (len(positions), max((int(dense[i].sum()) for i in positions), default=0))
+
+
 @given(patterns(), st.sampled_from(LENGTHS), st.sampled_from([1, 2, 7, 64]))
 def test_blocks_hold_all_edges_and_no_empty_block(pattern, n, size):
     count = -(-n // size)
@@ -157,6 +170,11 @@ def test_wrong_arguments_are_named(change, message):
 def test_a_sequence_has_a_token(view, n):
     with pytest.raises(ValueError, match=rf"n is {n}; give the number of tokens, 1 or more"):
         getattr(SparsePattern(2, 1, 1), view)(n)
+
+
+def test_a_past_has_positions():
+    with pytest.raises(ValueError, match="positions holds -2; give positions from 0 on"):
+        SparsePattern(3, causal=True).past_of([4, -2])
 
 
 def test_wrong_descriptions_are_named():

@@ -105,6 +105,40 @@ class SparsePattern:
         codes.append(hears * n + heard)
         return torch.from_numpy(np.stack(np.divmod(np.unique(np.concatenate(codes)), n)))
 
+    def past_of(self, positions: Sequence[int] | Tensor) -> Tensor:
+        """What tokens at some positions of a causal pattern hear: int64 [M, d], each in rising order, filled up with -1.
+
+        d is the highest degree among them. What else stands in the sequence changes nothing, so it takes O(M·d) time and memory.
+
+        Raises:
+            ValueError: a bidirectional pattern, where later tokens link to earlier ones; a negative position.
+        """
+        if not self.causal:
+            raise ValueError("causal is False; give a causal pattern, whose tokens hear nothing of what follows them")
+        position = np.asarray(positions, dtype=np.int64).reshape(-1, 1)
+        if len(position) == 0:
+            return torch.zeros(0, 0, dtype=torch.int64)
+        if position.min() < 0:
+            raise ValueError(f"positions holds {position.min()}; give positions from 0 on")
+        end = int(position.max()) + 1  # stands for nothing until the rows are sorted
+        chosen = _globals(self.global_tokens, end)
+        is_global = np.isin(position, chosen)
+        rank = _drawn_ranks(self, chosen, position[:, 0]).T
+        linked = rank + np.searchsorted(chosen - np.arange(len(chosen)), rank, side="right")
+        parts = [
+            position - np.arange(min(self.window, end) + 1),
+            np.where(chosen <= position, chosen, end),
+            np.where((rank >= 0) & ~is_global, linked, end),
+        ]
+        if is_global.any():
+            every = np.arange(int(position[is_global].max()) + 1)
+            parts.append(np.where(is_global & (every <= position), every, end))
+        heard = np.concatenate(parts, axis=1)
+        heard = np.sort(np.where(heard < 0, end, heard), axis=1)
+        heard[:, 1:][heard[:, 1:] == heard[:, :-1]] = end  # within the window and global
+        heard = np.sort(heard, axis=1)[:, : int((heard < end).sum(axis=1).max())]
+        return torch.from_numpy(np.where(heard < end, heard, -1))
+
     def degree(self, n: int) -> Tensor:
         """How many tokens each of n hears, itself included: int64 [n]. Takes O(n) memory."""
         position = np.arange(_length(n))
@@ -221,15 +255,25 @@ def _links(pattern: SparsePattern, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _drawn_links(pattern: SparsePattern, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each token, its draw without replacement from the m earlier tokens it may draw, by Floyd's method:
-
-    for s = m - r … m - 1, take one of 0 … s, or s itself where that one is taken already.
-    """
+    """For each token, the earlier ones that it draws: (hears, heard)."""
     candidates = np.ones(n, dtype=bool)
-    candidates[_globals(pattern.global_tokens, n)] = False
+    chosen = _globals(pattern.global_tokens, n)
+    candidates[chosen] = False
     token = np.flatnonzero(candidates)  # those that draw, and those that are drawn
-    # How many of them stand before the window of each. They are the first ones, so a rank is also an index into `token`.
-    reach = np.searchsorted(token, token - pattern.window)
+    rank = _drawn_ranks(pattern, chosen, token)
+    which, hears = np.nonzero(rank >= 0)
+    return token[hears], token[rank[which, hears]]
+
+
+def _drawn_ranks(pattern: SparsePattern, chosen: np.ndarray, token: np.ndarray) -> np.ndarray:
+    """int64 [r, M]: what M tokens draw, as ranks among all that are not global, -1 where there are too few.
+
+    A draw without replacement from the m earlier tokens that a token may draw, by Floyd's method: for s = m - r … m - 1, take
+    one of 0 … s, or s itself where that one is taken already. `chosen` are the global tokens, at least those before the last of
+    `token`.
+    """
+    first = np.maximum(token - pattern.window, 0)
+    reach = first - np.searchsorted(chosen, first)  # m: those that stand before the window are the first ones
     stream = _mix(_mix(np.full(len(token), pattern.seed & (2**64 - 1), dtype=np.uint64)) ^ token.astype(np.uint64))
     taken = np.full((pattern.random_links, len(token)), -1, dtype=np.int64)
     for draw in range(pattern.random_links):
@@ -238,8 +282,7 @@ def _drawn_links(pattern: SparsePattern, n: int) -> tuple[np.ndarray, np.ndarray
         rank = (random % np.maximum(last + 1, 1).astype(np.uint64)).astype(np.int64)
         rank = np.where((taken[:draw] == rank).any(axis=0), last, rank)
         taken[draw] = np.where(last >= 0, rank, -1)
-    which, hears = np.nonzero(taken >= 0)
-    return token[hears], token[taken[which, hears]]
+    return taken
 
 
 _GOLDEN = np.array(0x9E3779B97F4A7C15, dtype=np.uint64)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, StaticCache
 
 from diffmix import DiffmixConfig, DiffmixForCausalLM
 
@@ -21,17 +21,18 @@ VARIANTS = {
     "heat_learned_positions": {"mixer": "heat_kernel", "position_embedding": "learned"},
 }
 
-# Those that keep no cache.
-UNCACHED = {
-    "diffusion": {"mixer": "attention_diffusion", "diffusion_window": 3, "diffusion_random_links": 2},
-    "diffusion_heat": {
-        "mixer": "attention_diffusion",
+DIFFUSION = {
+    "diffusion": {"diffusion_window": 3, "diffusion_random_links": 2},
+    "diffusion_one_hop": {"diffusion_window": 2, "diffusion_hops": 1, "diffusion_alpha": 0.0},
+    "diffusion_no_hop": {"diffusion_hops": 0},
+    "diffusion_heat": {  # the later global token lies in the future of the first four
         "diffusion_window": 1,
         "diffusion_global_tokens": [0, 4],
         "diffusion_coefficients": "heat",
         "num_key_value_heads": 2,
     },
 }
+VARIANTS |= {name: {"mixer": "attention_diffusion", **options} for name, options in DIFFUSION.items()}
 
 
 def make(variant, dtype=torch.float64):
@@ -44,7 +45,7 @@ def make(variant, dtype=torch.float64):
         "hidden_dropout": 0.0,
     }
     model = (
-        DiffmixForCausalLM(DiffmixConfig(**small | {"max_position_embeddings": 64} | (VARIANTS | UNCACHED)[variant]))
+        DiffmixForCausalLM(DiffmixConfig(**small | {"max_position_embeddings": 64} | VARIANTS[variant]))
         .eval()
         .to(dtype)
     )
@@ -54,7 +55,7 @@ def make(variant, dtype=torch.float64):
     return model
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, *UNCACHED])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_the_future_changes_nothing(variant):
     model = make(variant)
     ids = torch.randint(1, 40, (2, 30))
@@ -75,20 +76,16 @@ def test_a_cache_changes_nothing(variant, data):
     cuts = sorted(data.draw(st.sets(st.integers(1, length - 1), max_size=4)))
     whole = model(ids).logits
     past, parts = None, []
-    for first, last in zip([0, *cuts], [*cuts, length], strict=True):
-        output = model(ids[:, first:last], past_key_values=past, use_cache=True)
-        past = output.past_key_values
-        parts.append(output.logits)
+    with torch.set_grad_enabled(data.draw(st.booleans())):
+        for first, last in zip([0, *cuts], [*cuts, length], strict=True):
+            output = model(ids[:, first:last], past_key_values=past, use_cache=True)
+            past = output.past_key_values
+            parts.append(output.logits)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-9, rtol=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("variant", "use_cache"),
-    [
-        *((variant, use_cache) for variant in VARIANTS for use_cache in (False, True)),
-        *((name, False) for name in UNCACHED),
-    ],
-)
+@pytest.mark.parametrize("use_cache", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_left_padding_changes_nothing(variant, use_cache):
     model = make(variant)
     rows = [[5, 6, 7, 8, 9], [11, 12]]
@@ -100,14 +97,13 @@ def test_left_padding_changes_nothing(variant, use_cache):
         torch.testing.assert_close(logits[row, -len(tokens) :], alone, atol=1e-10, rtol=1e-8)
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, *UNCACHED])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_generates_what_repeated_argmax_gives(variant):
     model = make(variant)
     ids = torch.tensor([[5, 6, 7, 8, 9], [0, 0, 0, 11, 12]])
     mask = (ids != 0).long()
-    options = {"use_cache": False} if variant in UNCACHED else {}
     with torch.inference_mode():
-        found = model.generate(ids, attention_mask=mask, max_new_tokens=7, do_sample=False, pad_token_id=0, **options)
+        found = model.generate(ids, attention_mask=mask, max_new_tokens=7, do_sample=False, pad_token_id=0)
         plain = ids
         for _ in range(7):
             grown = torch.cat([mask, torch.ones(2, plain.shape[1] - 5, dtype=torch.long)], dim=1)
@@ -128,11 +124,38 @@ def test_beams_and_sampling_run(variant, options):
 
 
 def test_beams_with_a_cache_are_those_without():
-    for variant in ("neighbor", "heat"):
+    for variant in ("neighbor", "heat", "diffusion", "diffusion_heat"):
         model = make(variant)
         options = {"max_new_tokens": 6, "num_beams": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
         ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
         assert torch.equal(model.generate(ids, **options), model.generate(ids, use_cache=False, **options)), variant
+        options |= {"attention_mask": torch.tensor([[1, 1, 1], [0, 1, 1]])}
+        assert torch.equal(model.generate(ids, **options), model.generate(ids, use_cache=False, **options)), variant
+
+
+def test_a_cache_cut_short_and_split_goes_on():
+    model = make("diffusion")
+    ids = torch.randint(1, 40, (2, 12))
+    whole = model(ids).logits
+    with torch.inference_mode():
+        past = model(ids, use_cache=True).past_key_values
+        past.crop(-5)
+        past.batch_select_indices(torch.tensor([1]))
+        rest = model(ids[1:, 7:], past_key_values=past).logits
+    torch.testing.assert_close(rest, whole[1:, 7:])
+
+
+@pytest.mark.slow
+def test_a_long_text_is_read_once():
+    """More tokens than a block of anything, in single precision, as `generate` reads and writes them."""
+    model = make("diffusion", torch.float32)
+    ids = torch.randint(1, 40, (1, 700))
+    with torch.inference_mode():
+        whole = model(ids).logits
+        past = model(ids[:, :400], use_cache=True).past_key_values
+        middle = model(ids[:, 400:699], past_key_values=past).logits
+        last = model(ids[:, 699:], past_key_values=past).logits
+    torch.testing.assert_close(torch.cat([middle, last], dim=1), whole[:, 400:], atol=2e-5, rtol=1e-4)
 
 
 def test_attention_starts_at_the_temperature_asked_for(tmp_path):
@@ -171,7 +194,7 @@ def test_generates_the_same_where_the_configuration_asks_for_tuples():
     assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False), expected)
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, *UNCACHED])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_survives_a_round_trip(variant, tmp_path):
     model = make(variant, torch.float32)
     model.save_pretrained(tmp_path)
@@ -183,10 +206,10 @@ def test_survives_a_round_trip(variant, tmp_path):
 
 
 def test_what_a_cache_cannot_do_is_said():
-    with pytest.raises(
-        ValueError, match="mixer='attention_diffusion' keeps no cache of its hops yet: set use_cache=False"
-    ):
-        make("diffusion").generate(torch.ones(1, 3, dtype=torch.long), max_new_tokens=2)
+    model = make("diffusion")
+    fixed = StaticCache(model.config, max_cache_len=8)
+    with pytest.raises(ValueError, match="give a DynamicCache without offloading, or use_cache=False"):
+        model(torch.ones(1, 3, dtype=torch.long), past_key_values=fixed)
     model = make("neighbor_shared")
     model.config.neighbor_tolerance = 0.1
     with pytest.raises(ValueError, match="set neighbor_tolerance=None"):

@@ -122,8 +122,8 @@ class DiffmixForMaskedLM(_WithTokenHead):
 class DiffmixForCausalLM(_WithTokenHead, GenerationMixin):
     """The backbone, hearing the past only, with a token head: logits = E·Norm(h)/√D, with E the token embedding.
 
-    Neighbour offsets into the future are dropped. `generate()` keeps keys and values of attention, or the last states that a
-    neighbourhood reaches, in a cache.
+    Neighbour offsets into the future are dropped. `generate()` keeps keys and values of attention, the states of every hop of
+    attention diffusion, or the last states that a neighbourhood reaches, in a cache.
     """
 
     def __init__(self, config: DiffmixConfig):

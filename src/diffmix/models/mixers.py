@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
 
 from diffmix.models.configuration import DiffmixConfig
 from diffmix.models.diffusion_time import AdaptiveTime, LearnedTime, depth_scaled_time
 from diffmix.ops.attention_diffusion import diffuse_attention_aligned
+from diffmix.ops.diffusion_decoding import NewTokens, diffuse_new_tokens
 from diffmix.ops.heat_kernel_attention import heat_kernel_attention
 from diffmix.ops.neighbor_diffusion import diffuse_aligned
 
@@ -190,11 +192,29 @@ class AttentionDiffusionMixer(AttentionMixer):
         positions: Tensor | None = None,
         past_key_values: Any = None,
         step: int = 0,
+        new: NewTokens | None = None,
     ) -> Tensor:
-        """[B, N, D] → [B, N, D]. It takes no cache: the states of every hop would have to be in it."""
-        if past_key_values is not None:
-            raise ValueError("mixer='attention_diffusion' keeps no cache of its hops yet: set use_cache=False")
+        """[B, N, D] → [B, N, D].
+
+        With `past_key_values`, a dynamic cache of Hugging Face, `new` says which tokens these are. Under the number `step` the
+        cache keeps keys, and as its values Y_1 … Y_K of every token side by side, [B, H, N, K·d].
+        """
         query, key, value = self.project(hidden, positions)
+        if past_key_values is not None:
+            assert new is not None
+            mixed, states = diffuse_new_tokens(
+                query,
+                key,
+                value,
+                new,
+                cached_tensors(past_key_values, step),
+                coefficients=self.coefficients,
+                scale=query.shape[-1] ** -0.5,
+                dropout_p=self.dropout if self.training else 0.0,
+                hop_dropout_p=self.hop_dropout if self.training else 0.0,
+            )
+            past_key_values.update(key, states, step)
+            return self.join(mixed)
         repeats = query.shape[1] // key.shape[1]
         if repeats > 1:
             key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
@@ -210,6 +230,25 @@ class AttentionDiffusionMixer(AttentionMixer):
             hop_dropout_p=self.hop_dropout if self.training else 0.0,
         )
         return self.join(mixed)
+
+
+def cached_tensors(cache: Any, step: int) -> tuple[Tensor, Tensor] | None:
+    """Keys and values that a cache of Hugging Face holds under a number; None where it holds nothing.
+
+    Raises:
+        ValueError: a cache that does not hold them as they were given.
+    """
+    if step >= len(cache.layers):
+        return None
+    layer = cache.layers[step]
+    if type(layer) is not DynamicLayer or getattr(cache, "offloading", False):
+        raise ValueError(
+            f"past_key_values is a {type(cache).__name__} of {type(layer).__name__}, which does not hold the states of hops as "
+            "they are; give a DynamicCache without offloading, or use_cache=False"
+        )
+    if layer.keys is None or layer.values is None or not layer.get_seq_length():
+        return None
+    return layer.keys, layer.values
 
 
 def make_time(config: DiffmixConfig) -> float | nn.Module:

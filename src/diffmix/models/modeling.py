@@ -22,6 +22,7 @@ from diffmix.models.mixers import NeighborMixer, QueryKeyValue
 from diffmix.models.perturbation import Dropout, add_noise
 from diffmix.models.pooling import AttentionPooling, in_full_precision
 from diffmix.ops.alignment import align, aligned_positions, unalign
+from diffmix.ops.diffusion_decoding import NewTokens
 
 OutputT = TypeVar("OutputT", bound=ModelOutput)
 
@@ -177,9 +178,12 @@ class DiffmixModel(DiffmixPreTrainedModel):
             positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, past:]
         hidden = self._embed(values, positions)
         states.append(hidden)
+        context: dict[str, Any] = {"positions": positions, "past_key_values": cache}
+        if self.config.mixer == "attention_diffusion":
+            context["new"] = NewTokens(self.config.diffusion_pattern(), positions, past, mask)
         for step in range(self.config.num_hidden_layers):
             layer = self.layers[step % len(self.layers)]
-            hidden = layer(hidden, mask, positions=positions, past_key_values=cache, step=step)
+            hidden = layer(hidden, mask, **context, step=step)
             states.append(hidden)
         return hidden if self.final_norm is None else self.final_norm(hidden)
 

@@ -128,6 +128,31 @@ def diffuse_attention_aligned(
     )[0]
 
 
+def diffused_states(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: SparsePattern,
+    *,
+    coefficients: Sequence[float],
+    scale: float,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`diffuse_attention_aligned` with the states of all hops, for K ≥ 1: Y_0 [B, H, N, D], and Y_1 … Y_K side by side,
+    [B, H, N, K·D]. Nothing is differentiable."""
+    channels, hops = value.shape[-1], len(coefficients) - 1
+    mixed = _empty_result(query, value)
+    states = value.new_empty(*value.shape[:3], hops * channels)
+    states[..., -channels:] = value * coefficients[-1]
+    options = HopOptions(coefficients, 0.0, 0.0, scale, 0)
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        for rows, heads, layout, needed in _diffused(query, key, value, lengths, pattern.spec, options, mixed):
+            for hop, buffer in enumerate(needed.hops):
+                target = states[rows, heads, :, hop * channels : (hop + 1) * channels]
+                target.copy_(layout.heads(buffer)[:, : layout.tokens].unflatten(0, target.shape[:2]))
+    return mixed, states
+
+
 def _as_they_are(passes: Callable[_P, _R]) -> Callable[_P, _R]:
     """`passes` without autocast, whose dtype was settled before, and which may still be on in a backward pass."""
 
@@ -163,6 +188,23 @@ def _forward(
     options = HopOptions(coefficients, dropout_p, hop_dropout_p, scale, 0 if seed is None else int(seed))
     mixed = _empty_result(query, value)
     kept: list[Tensor] = []
+    for *_, needed in _diffused(query, key, value, lengths, pattern, options, mixed):
+        if keep:
+            table, global_rows, links = needed.weights
+            kept += [table, global_rows, table.new_empty(0) if links is None else links, *needed.hops]
+    return mixed, kept
+
+
+def _diffused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Tensor | None,
+    pattern: str,
+    options: HopOptions,
+    mixed: Tensor,
+) -> Iterator[tuple[slice, slice, Layout, Kept]]:
+    """Write the result into `mixed`, a group at a time: rows and heads of each group, its layout, and what it kept."""
     for number, (rows, heads) in enumerate(_groups(query)):
         part = (query[rows, heads], key[rows, heads], value[rows, heads])
         layout, limit = _group_layout(pattern, part[0], lengths, rows)
@@ -172,10 +214,7 @@ def _forward(
         if limit is not None:
             beyond = torch.arange(layout.tokens, device=query.device) >= limit[:, None]
             target.masked_fill_(beyond.view(*target.shape[:3], 1), 0.0)
-        if keep:
-            table, global_rows, links = needed.weights
-            kept += [table, global_rows, table.new_empty(0) if links is None else links, *needed.hops]
-    return mixed, kept
+        yield rows, heads, layout, needed
 
 
 @_as_they_are
