@@ -1,4 +1,4 @@
-"""Heat-kernel attention for models that are already there: `attn_implementation="heat_kernel"`."""
+"""Our attentions for models that are already there: the registration, and `attn_implementation="heat_kernel"`."""
 
 from __future__ import annotations
 
@@ -14,26 +14,37 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from diffmix.errors import RequestError
+from diffmix.models.foreign_attention import refuse_foreign
+from diffmix.models.sparse_attention import diffused_attention, padding_mask
 from diffmix.ops.heat_kernel_attention import heat_kernel_attention
 
 HeatTime = float | Sequence[float | Tensor]  # of a whole model, or of each of its layers
 
-# Arguments by which a model asks for more than scores, a mask and a softmax, and what each does.
-_FOREIGN = {"softcap": "caps its scores", "s_aux": "has attention sinks", "position_bias": "adds a bias by position"}
-
 
 def register_attention() -> None:
-    """Make `attn_implementation="heat_kernel"` known to Hugging Face models.
+    """Make `attn_implementation="heat_kernel"` and `"attention_diffusion"` known to Hugging Face models.
 
-    The time t of `diffmix.ops.heat_kernel_attention`, `dot` form, is the call's `heat_time`, else `config.heat_time` (a number,
-    or one for each layer), else 1 / (2·scaling), which is the model's own attention: the swap alone changes nothing.
+    `heat_kernel`: the time t of `diffmix.ops.heat_kernel_attention`, `dot` form, is the call's `heat_time`, else
+    `config.heat_time` (a number, or one for each layer), else 1 / (2·scaling), which is the model's own attention: the swap alone
+    changes nothing.
 
         register_attention()
         model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="heat_kernel")
         model.config.heat_time = 5.0
+
+    `attention_diffusion`: for encoders, and for decoders without a cache. `diffmix.ops.attention_diffusion` over the pattern and
+    with the coefficients that the model's configuration names, with the keys and defaults of `DiffmixConfig`; positions are
+    counted among real tokens. Layers of local attention (ModernBERT's, or sliding windows) keep their own window where it is
+    narrower than diffusion_window, and no global tokens or random links: these belong to the layers that heard everything. With
+    a window over the whole text, diffusion_hops=1 and diffusion_alpha=0 it is the model's own attention.
+
+        model = AutoModel.from_pretrained(name, attn_implementation="attention_diffusion")
+        model.config.diffusion_window = 128
     """
     AttentionInterface.register("heat_kernel", _heat_kernel)
     AttentionMaskInterface.register("heat_kernel", sdpa_mask)
+    AttentionInterface.register("attention_diffusion", diffused_attention)
+    AttentionMaskInterface.register("attention_diffusion", padding_mask)
 
 
 def _heat_kernel(
@@ -50,12 +61,7 @@ def _heat_kernel(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """[B, H, N_q, D], [B, H_k, N_k, D] twice → [B, N_q, H, D], and no weights."""
-    for name, does in _FOREIGN.items():
-        if kwargs.get(name) is not None:
-            raise RequestError(
-                f"{type(module).__name__} {does} ({name}), which attn_implementation='heat_kernel' does not do; "
-                "leave this model its own attention"
-            )
+    refuse_foreign(module, kwargs, "heat_kernel")
     if is_causal is None:
         is_causal = bool(getattr(module, "is_causal", True))
     time = heat_time if isinstance(heat_time, Tensor | None) else _checked(heat_time, "heat_time")
@@ -85,7 +91,9 @@ def attention_option(name: str | None) -> dict[str, str]:
     register_attention()
     known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
     if name not in known:
-        plain = [one for one in ("eager", "sdpa", "heat_kernel", "flex_attention") if one in known]
+        plain = [
+            one for one in ("eager", "sdpa", "heat_kernel", "attention_diffusion", "flex_attention") if one in known
+        ]
         raise RequestError(f"attention: unknown attention {name!r}; give one of {', '.join(plain)}")
     return {"attn_implementation": name}
 
