@@ -18,6 +18,7 @@ import typer
 from diffmix.cli.bench import bench
 from diffmix.cli.calibrate import calibrate
 from diffmix.cli.compare import compare
+from diffmix.cli.convert import convert
 from diffmix.cli.data import data
 from diffmix.cli.demo import demo
 from diffmix.cli.evaluate import evaluate
@@ -38,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (train, evaluate, predict, generate, calibrate, compare, study, bench, report, data, demo):
+for verb in (train, evaluate, predict, generate, calibrate, compare, study, convert, bench, report, data, demo):
     app.command()(verb)
 
 

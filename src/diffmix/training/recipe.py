@@ -153,7 +153,7 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises RequestError for an unknown recipe or key, a wrong type, or a value out of range.
     """
     name, mapping = _read(str(name))
-    changes = _parse_overrides(overrides)
+    changes = parse_overrides(overrides)
     own_model = str(mapping.get("model", "diffmix"))
     model = str(changes.get("model", own_model))
     if model != own_model:
@@ -244,7 +244,8 @@ def _read(name: str) -> tuple[str, dict[str, Any]]:
     return str(mapping.get("name") or Path(name).stem), mapping
 
 
-def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """`key=value` texts as a mapping, values as YAML. Raises RequestError."""
     changes: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
