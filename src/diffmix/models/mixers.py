@@ -200,20 +200,20 @@ class AttentionDiffusionMixer(AttentionMixer):
         cache keeps keys, and as its values Y_1 … Y_K of every token side by side, [B, H, N, K·d].
         """
         query, key, value = self.project(hidden, positions)
-        if past_key_values is not None:
-            assert new is not None
+        if new is not None:
             mixed, states = diffuse_new_tokens(
                 query,
                 key,
                 value,
                 new,
-                cached_tensors(past_key_values, step),
+                None if past_key_values is None else cached_tensors(past_key_values, step),
                 coefficients=self.coefficients,
                 scale=query.shape[-1] ** -0.5,
                 dropout_p=self.dropout if self.training else 0.0,
                 hop_dropout_p=self.hop_dropout if self.training else 0.0,
             )
-            past_key_values.update(key, states, step)
+            if past_key_values is not None:  # gradient checkpointing takes it away
+                past_key_values.update(key, states, step)
             return self.join(mixed)
         repeats = query.shape[1] // key.shape[1]
         if repeats > 1:
