@@ -37,7 +37,7 @@ SOURCES = {
     "camembert": CamembertConfig(**TWO_EARLIER, **SHAPE),
     "xlm-roberta": XLMRobertaConfig(**TWO_EARLIER, **SHAPE),
 }
-FULL = ("--set", "diffusion_window=64", "--set", "diffusion_hops=1", "--set", "diffusion_alpha=0")
+FULL = ("--set", "diffusion_window=64", "diffusion_hops=1", "diffusion_alpha=0")
 
 
 def save(folder, model):
