@@ -107,19 +107,22 @@ def test_a_device_that_does_not_hold_one_row_is_said(monkeypatch, tmp_path):
     assert tried == sorted(set(tried), reverse=True)
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_freed_memory_is_kept_only_where_that_is_asked_for(kept):
+@pytest.mark.parametrize("tuned", [True, False])
+def test_a_tuned_process_keeps_freed_memory_and_counts_the_smallest_numbers_as_0(tuned):
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("only glibc is told")
     code = f"""
-import torch
-from diffmix.training.hardware import keep_freed_memory, resident_memory
-if {kept}:
-    keep_freed_memory()
-before = resident_memory()
-blocks = [torch.ones(2**20) for _ in range(25)]
-del blocks
-print(resident_memory() - before)
+import contextlib, torch
+from diffmix.training.hardware import resident_memory, tuned_cpu
+with tuned_cpu() if {tuned} else contextlib.nullcontext():
+    before = resident_memory()
+    blocks = [torch.ones(2**20) for _ in range(25)]
+    del blocks
+    print(resident_memory() - before, float(torch.tensor(1e-30) * 1e-10), end=" ")
+print(float(torch.tensor(1e-30) * 1e-10))
 """
-    left = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-    assert (left > 80e6) if kept else (left < 20e6)  # of 100 MB
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.split()
+    left, inside, after = map(float, told)
+    assert (left > 80e6) if tuned else (left < 20e6)  # of 100 MB
+    assert (inside == 0) == tuned
+    assert after > 0

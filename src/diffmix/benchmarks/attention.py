@@ -1,6 +1,6 @@
 """Attention operators side by side: torch's fused attention, ours, and ours as one writes it at first.
 
-B = 1 row, H heads, N tokens, D channels of a head. Each takes query, key, value [1, H, N, D] and returns [1, H, N, D].
+B rows, H heads, N tokens, D channels of a head. Each takes query, key, value [B, H, N, D] and returns [B, H, N, D].
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def sides() -> dict[str, Attention]:
 def measure_attention(
     *, side: str, tokens: Sequence[int], heads: int, channels: int, dtype: str, device: str, steps: int, baseline: int
 ) -> dict[str, float]:
-    """Seconds of a side, forward with backward, at each length (medians over `steps`).
+    """Seconds of a side, forward with backward, at each length (medians over `steps`), with as many rows as make the longest's
+    tokens: a single short row measures the starting of kernels.
 
     Returns:
         `both/N` in seconds, and `memory/N`, the bytes that a step adds at its peak to what lay there before.
@@ -46,7 +47,9 @@ def measure_attention(
     for length in tokens:
         torch.manual_seed(0)
         query, key, value = (
-            torch.randn(1, heads, length, channels, device=device, dtype=DTYPES[dtype], requires_grad=True)
+            torch.randn(
+                max(tokens) // length, heads, length, channels, device=device, dtype=DTYPES[dtype], requires_grad=True
+            )
             for _ in range(3)
         )
         upstream = torch.randn_like(query)

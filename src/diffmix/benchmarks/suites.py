@@ -126,7 +126,7 @@ def distilbert(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
 def obvious(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     """The recipe's step against its obvious implementation: equal unpadded batches, and an epoch of the recipe's data.
 
-    Our side keeps freed memory, as `diffmix train` does: `diffmix.training.hardware.keep_freed_memory`.
+    Our side has the settings of `diffmix train`: `diffmix.training.hardware.tuned_cpu`.
     """
     from diffmix.benchmarks.obvious import largest_difference
     from diffmix.models import DiffmixConfig
@@ -142,7 +142,7 @@ def obvious(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     theirs = {**model, "type": "obvious"}
     steps = alternate(
         {
-            "ours": {**step_spec(options, model, **shape), "keep_memory": True},
+            "ours": {**step_spec(options, model, **shape), "tuned": True},
             "obvious": step_spec(options, theirs, **shape),
         },
         options.repetitions,
@@ -165,7 +165,7 @@ def obvious(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
         }
         epochs = alternate(
             {
-                "ours": {**common, "model": model, "pad_to": None, "keep_memory": True},
+                "ours": {**common, "model": model, "pad_to": None, "tuned": True},
                 "obvious": {**common, "model": theirs, "pad_to": shape["tokens"]},
             },
             options.repetitions,
@@ -269,7 +269,10 @@ def parts(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
 
 
 def heat_kernel(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
-    """Heat-kernel attention, forward with backward, against torch's fused attention and its own materialised definition."""
+    """Heat-kernel attention, forward with backward, against torch's fused attention and its own materialised definition.
+
+    All sides have the settings of `diffmix train`: the small weights of sharp attention are no normal numbers.
+    """
     from diffmix.benchmarks.attention import FORMS
 
     lengths = [n for n in ATTENTION_TOKENS if n <= (options.tokens or ATTENTION_TOKENS[-1])]
@@ -278,7 +281,8 @@ def heat_kernel(options: Options, notice: Notice, worker: Any) -> dict[str, Any]
             f"tokens is {options.tokens}: give {ATTENTION_TOKENS[0]} or more, the longest row to measure"
         )
     shape = {"heads": 4, "channels": 64, "tokens": lengths}
-    common = {"kind": "attention", **shape, "dtype": options.dtype, "device": options.device, "steps": options.steps}
+    fixed = {"dtype": options.dtype, "device": options.device, "steps": options.steps, "tuned": True}
+    common = {"kind": "attention", **shape, **fixed}
     runs = alternate(
         {side: {**common, "side": side} for side in ("sdpa", *FORMS, "materialised")},
         options.repetitions,

@@ -6,6 +6,7 @@ B batch, H heads, N_q queries, N_k keys, D channels. Position of query i among t
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,12 +100,32 @@ def locality_radius(time: float, locality: float, keys: int, dtype: torch.dtype,
     return math.sqrt((4 * time * math.log(max(keys, 1) / epsilon) + 4 * bound) / locality)
 
 
+class _Normalized(torch.autograd.Function):
+    """x / ‖x‖ over the channels (‖x‖ at least 1e-12), with half of the passes over x that `F.normalize` makes."""
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
+        return x / norm, norm
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        unit, norm = ctx.saved_tensors
+        along = (grads[0] * unit).sum(dim=-1, keepdim=True)
+        return torch.addcmul(grads[0], unit, along, value=-1) / norm
+
+
 def _prepared(
     query: Tensor, key: Tensor, value: Tensor, time: float | Tensor, form: str
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """q, k, v and a scale such that softmax(scale · q·k) is the kernel; k may carry further channels, and then v zeros."""
     if form == "normalized":
-        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+        query, key = _Normalized.apply(query)[0], _Normalized.apply(key)[0]
     elif form == "squared":
         exact = key if key.dtype == torch.float64 else key.float()
         half_norm = exact.square().sum(-1, keepdim=True) * -0.5

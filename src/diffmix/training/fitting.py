@@ -24,7 +24,7 @@ from diffmix.training.building import load_weights
 from diffmix.training.callbacks import AVERAGED_WEIGHTS, MovingAverage, Progress, RunRecorder
 from diffmix.training.checkpoints import checkpoint_step, damage, find_checkpoints
 from diffmix.training.distributed import is_first_process, on_first_process
-from diffmix.training.hardware import environment, keep_freed_memory, peak_memory, reset_peak_memory
+from diffmix.training.hardware import environment, peak_memory, reset_peak_memory
 from diffmix.training.prediction import autocast
 from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import write_json
@@ -97,8 +97,6 @@ class Fitter:
             best_metric: of those, the one that decides which checkpoint is kept.
         """
         recipe = self.recipe
-        if self.device == "cpu":
-            keep_freed_memory()
         share = -(-recipe.batch_size // self.processes)
         if len(rows) == 0:
             raise RequestError("train has no rows that hold a token: give more texts")
