@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffmix.benchmarks.operators import DTYPES, median_seconds
+from diffmix.benchmarks.operators import DTYPES, seconds_of
 from diffmix.models import depth_scaled_time
 from diffmix.ops import heat_kernel_attention
 from diffmix.ops.reference import heat_kernel_attention as materialised
@@ -36,8 +36,9 @@ def sides() -> dict[str, Attention]:
 def measure_attention(
     *, side: str, tokens: Sequence[int], heads: int, channels: int, dtype: str, device: str, steps: int, baseline: int
 ) -> dict[str, float]:
-    """Seconds of a side, forward with backward, at each length (medians over `steps`), with as many rows as make the longest's
-    tokens: a single short row measures the starting of kernels.
+    """Seconds of a side, forward with backward, at each length: the least of all steps, since others on a machine only add.
+
+    Every length has as many rows as make the longest's tokens, and shorter ones, which are quicker, take more than `steps`.
 
     Returns:
         `both/N` in seconds, and `memory/N`, the bytes that a step adds at its peak to what lay there before.
@@ -60,6 +61,6 @@ def measure_attention(
             query.grad = key.grad = value.grad = None
             function(query, key, value).backward(upstream)
 
-        measured[f"both/{length}"] = median_seconds(step, steps, device)
+        measured[f"both/{length}"] = min(seconds_of(step, steps * max(tokens) // length, device))
         measured[f"memory/{length}"] = max(0, peak_memory(device, baseline) - before)
     return measured

@@ -155,6 +155,11 @@ def measure_operators(
 
 def median_seconds(work: Callable[[], None], steps: int, device: str, warmup: int = 3) -> float:
     """The median time of `work` over `steps` calls, after `warmup` more."""
+    return statistics.median(seconds_of(work, steps, device, warmup))
+
+
+def seconds_of(work: Callable[[], None], steps: int, device: str, warmup: int = 3) -> list[float]:
+    """The time of each of `steps` calls of `work`, after `warmup` more."""
     seconds = []
     for _ in range(warmup + steps):
         if device == "cuda":
@@ -164,4 +169,4 @@ def median_seconds(work: Callable[[], None], steps: int, device: str, warmup: in
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[warmup:])
+    return seconds[warmup:]
