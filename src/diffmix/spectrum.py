@@ -11,6 +11,7 @@ triangular and its eigenvalues are 1/d_i, which say how many tokens each hears a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -79,7 +80,7 @@ def gap_and_largest(matrix: sparse.csr_array) -> tuple[float, float]:
 
     Source: Hoory, Linial & Wigderson (2006), Expander graphs and their applications.
     """
-    tokens = matrix.shape[0]
+    tokens = len(matrix.indptr) - 1
     if tokens < 2:
         raise ValueError(f"the graph has {tokens} token; a gap needs 2 or more")
     if not _symmetric(matrix):
@@ -103,9 +104,8 @@ def gap_and_largest(matrix: sparse.csr_array) -> tuple[float, float]:
     if not whole:
         return 0.0, largest
     # Without its own eigenvector the eigenvalue 1 becomes 0. No other falls below that unseen: the sum of all is Σ 1/d_i ≥ 1.
-    rest = LinearOperator(
-        normal.shape, matvec=lambda x: normal @ x - root * (root @ x.ravel()).reshape(x.shape[1:]), dtype=np.float64
-    )
+    operator: Any = LinearOperator  # whose signature the type checker does not know
+    rest = operator(normal.shape, matvec=lambda x: normal @ x - root * (root @ x), dtype=np.float64)
     return 1.0 - max(float(eigsh(rest, which="LA", **options)[0]), 0.0), largest
 
 
@@ -127,7 +127,7 @@ def pairs_reached(
         heard: the columns j that are looked at; None: all. Memory is n·len(heard)/8 bytes, twice.
         on_hop: told after each hop.
     """
-    tokens = matrix.shape[0]
+    tokens = len(matrix.indptr) - 1
     columns = np.arange(tokens) if heard is None else np.unique(np.asarray(heard))
     bit = np.arange(len(columns))
     reach = np.zeros((tokens, -(-len(columns) // 64)), dtype=np.uint64)

@@ -26,6 +26,7 @@ from diffmix.cli.generate import generate
 from diffmix.cli.language_arguments import standard_arguments
 from diffmix.cli.predict import predict
 from diffmix.cli.report import report
+from diffmix.cli.spectrum import spectrum
 from diffmix.cli.study import study
 from diffmix.cli.train import train
 from diffmix.errors import RequestError, RunError
@@ -39,7 +40,21 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (train, evaluate, predict, generate, calibrate, compare, study, convert, bench, report, data, demo):
+for verb in (
+    train,
+    evaluate,
+    predict,
+    generate,
+    calibrate,
+    compare,
+    study,
+    spectrum,
+    convert,
+    bench,
+    report,
+    data,
+    demo,
+):
     app.command()(verb)
 
 

@@ -71,6 +71,11 @@ def make_table(name: str, results: Path) -> str:
         from diffmix.experiments.study_summary import study_table  # which lays its tables out with `markdown`
 
         files, make = (name,), study_table
+    elif name.startswith("spectrum"):
+        from diffmix.experiments import spectrum_tables  # which lays its tables out with `markdown`
+
+        of_patterns = spectrum_tables.TABLES.get(name)
+        files, make = ((name,), spectrum_tables.distance_table) if of_patterns is None else (("spectrum",), of_patterns)
     elif name.startswith("swap-"):
         from diffmix.experiments.swap import swap_table
 
