@@ -133,3 +133,17 @@ def test_refusals(tmp_path):
     assert "cannot be read" in refusal(tmp_path)
     Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
     assert "has no padding token" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("spec", ["wordpiece-400", "bpe-400", "bytes"])
+def test_a_class_token_stands_before_each_text_and_counts_as_one(tmp_path, spec):
+    from diffmix.tasks.encoding import Encoder
+
+    plain = build_tokenizer(spec, TEXTS, max_length=16)
+    build_tokenizer(spec, TEXTS, max_length=16, class_token=True).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    for text in (TEXTS[0], "", "cat"):
+        assert tokenizer(text)["input_ids"] == [tokenizer.cls_token_id, *plain(text)["input_ids"]]
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == plain(text)["input_ids"]
+    (ids,) = Encoder(tokenizer, 5)([TEXTS[0]])
+    assert ids == [tokenizer.cls_token_id, *plain(TEXTS[0])["input_ids"][:4]]

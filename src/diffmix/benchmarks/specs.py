@@ -124,7 +124,9 @@ def save_train(
             f"task {recipe.task} has no single texts in memory: give a recipe of a text classification task"
         )
     notice(f"encoding {len(task.train):,} rows of {task.name}")
-    tokenizer = build_tokenizer(recipe.tokenizer, task.train.tokenizer_texts(), max_length=max_length)
+    tokenizer = build_tokenizer(
+        recipe.tokenizer, task.train.tokenizer_texts(), max_length=max_length, class_token=recipe.class_token
+    )
     dataset = encode(task.train, tokenizer, max_length)
     save_rows(dataset, path)
     facts = {

@@ -133,8 +133,21 @@ def round_length(tokens: int) -> int:
     return -(-max(1, tokens) // step) * step
 
 
+def shortest_input(config: Any, max_length: int) -> int:
+    """How many tokens, padding included, a batch must have for a model of this Hugging Face configuration: 1, but for BigBird,
+    whose sparse attention at fewer tokens than it reaches turns into full attention, for good.
+
+    Where texts are cut at fewer (`max_length`), it is full attention from the first batch on, and nothing is gained by padding.
+    """
+    if config.model_type != "big_bird" or config.attention_type != "block_sparse":
+        return 1
+    needed = (5 + 2 * config.num_random_blocks) * config.block_size + 1
+    return needed if max_length >= needed else 1
+
+
 class PaddingCollator:
-    """Rows to a batch, padded on the right to the longest of them, rounded up by `round_length` (not beyond `longest`).
+    """Rows to a batch, padded on the right to the longest of them, rounded up by `round_length` (not beyond `longest`),
+    and to `shortest` at least.
 
     Few different shapes: oneDNN prepares each product anew for a shape that it has not seen, and keeps what it prepared.
 
@@ -142,12 +155,13 @@ class PaddingCollator:
     also "input_ids_pair" and "attention_mask_pair", padded on their own.
     """
 
-    def __init__(self, pad_token_id: int, longest: int | None = None):
-        self.pad_token_id, self.longest = pad_token_id, longest
+    def __init__(self, pad_token_id: int, longest: int | None = None, shortest: int = 1):
+        self.pad_token_id, self.longest, self.shortest = pad_token_id, longest, shortest
 
     def _width(self, tokens: int) -> int:
         rounded = round_length(tokens)
-        return rounded if self.longest is None else max(1, tokens, min(rounded, self.longest))
+        width = rounded if self.longest is None else max(tokens, min(rounded, self.longest))
+        return max(self.shortest, width)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Pad `rows`, items of an EncodedDataset or StreamedDataset."""

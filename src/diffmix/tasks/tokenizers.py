@@ -1,7 +1,7 @@
 """Tokenizers: trained on a task's own texts, bytes, or any Hugging Face tokenizer by name or folder.
 
 All are PreTrainedTokenizerFast, so they are saved as tokenizer.json and load with AutoTokenizer. Those made here put no
-tokens round the text: the models pool over all tokens.
+tokens round the text, since most models pool over all tokens; [CLS] before it where that is asked for.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ _SPECIAL_WITHOUT_UNK = {kind: token for kind, token in _SPECIAL.items() if kind 
 _SMALLEST_VOCABULARY = 300  # 256 bytes, the special tokens, and a few merges
 
 
-def build_tokenizer(spec: str, texts: Iterable[str], *, max_length: int) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    spec: str, texts: Iterable[str], *, max_length: int, class_token: bool = False
+) -> PreTrainedTokenizerFast:
     """The tokenizer that `spec` names.
 
     spec: "wordpiece-16000" (lower case, accents removed) or "bpe-8000" (on bytes, case kept), trained on `texts` to at
@@ -38,6 +40,8 @@ def build_tokenizer(spec: str, texts: Iterable[str], *, max_length: int) -> PreT
     vocab.txt (WordPiece), or vocab.json and merges.txt (byte-level BPE). A name is looked up in $DIFFMIX_DATA/tokenizers
     before the hub.
     texts: read for the first two only; give the train split's, nothing else. max_length: becomes model_max_length.
+    class_token: [CLS] stands before each text, for models that read their first token or let all hear it; tokenizers that
+    are not made here keep the form they have.
     [PAD] is id 0 in those made here. Raises RequestError.
     """
     trained = re.fullmatch(r"(wordpiece|bpe)-(\d+)", spec)
@@ -45,9 +49,11 @@ def build_tokenizer(spec: str, texts: Iterable[str], *, max_length: int) -> PreT
         kind, size = trained[1], int(trained[2][:9])
         if size < _SMALLEST_VOCABULARY:
             raise RequestError(f"tokenizer: {spec!r} is too small; give {kind}-{_SMALLEST_VOCABULARY} or more tokens")
-        return _finished(*(_wordpiece if kind == "wordpiece" else _bpe)(_sequence(texts), size), max_length)
+        tokenizer, special = (_wordpiece if kind == "wordpiece" else _bpe)(_sequence(texts), size)
+        return _finished(_with_class_token(tokenizer) if class_token else tokenizer, special, max_length)
     if spec == "bytes":
-        return _finished(_bytes(), _SPECIAL_WITHOUT_UNK, max_length)
+        tokenizer = _with_class_token(_bytes()) if class_token else _bytes()
+        return _finished(tokenizer, _SPECIAL_WITHOUT_UNK, max_length)
     if re.fullmatch(r"(wordpiece|bpe)\W?\w*", spec):
         raise RequestError(f"tokenizer: {spec!r} needs a size, for example 'wordpiece-16000' or 'bpe-8000'")
     folder = Path(spec)
@@ -135,6 +141,13 @@ def _byte_characters() -> list[str]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+def _with_class_token(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A", special_tokens=[("[CLS]", tokenizer.token_to_id("[CLS]"))]
+    )
+    return tokenizer
 
 
 def _from_folder(folder: Path, max_length: int) -> PreTrainedTokenizerFast:

@@ -16,22 +16,47 @@ from diffmix.tasks import TaskData
 from diffmix.training.callbacks import AVERAGED_WEIGHTS
 from diffmix.training.recipe import Recipe
 
+# Families whose positions count from pad_token_id + 1 on.
+_POSITIONS_AFTER_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+
+
+def _positions(config: Any, max_length: int) -> int:
+    """The positions that texts of `max_length` tokens need."""
+    if config.model_type in _POSITIONS_AFTER_PADDING:
+        return max_length + (config.pad_token_id or 0) + 1
+    if config.model_type == "big_bird":  # whole blocks
+        return -(-max_length // config.block_size) * config.block_size
+    return max_length
+
 
 def model_config(recipe: Recipe, tokenizer: Any, vocab_size: int, labels: dict[str, Any]) -> Any:
     """The model's configuration. Raises RequestError where its keys contradict each other."""
     config_class = CONFIG_MAPPING[recipe.model]
     keys = dict(recipe.config)
-    default_positions = getattr(config_class(), "max_position_embeddings", None)
-    if default_positions is not None and "max_position_embeddings" not in keys:
-        # Another family keeps its own shape where the texts fit in it.
-        longest = recipe.max_length if recipe.model == "diffmix" else max(recipe.max_length, int(default_positions))
-        keys["max_position_embeddings"] = longest
     keys["vocab_size"] = vocab_size
-    keys["pad_token_id"] = None if tokenizer is None else tokenizer.pad_token_id
-    if tokenizer is None:
-        keys["pad_token_id"] = 0
+    keys["pad_token_id"] = 0 if tokenizer is None else tokenizer.pad_token_id
     try:
-        return config_class(**keys, **labels)
+        config = config_class(**keys, **labels)
+        default_positions = getattr(config, "max_position_embeddings", None)
+        if default_positions is not None and "max_position_embeddings" not in keys:
+            # Another family keeps its own shape where the texts fit in it.
+            longest = _positions(config, recipe.max_length)
+            keys["max_position_embeddings"] = (
+                longest if recipe.model == "diffmix" else max(longest, int(default_positions))
+            )
+            config = config_class(**keys, **labels)
+        return config
     except (TypeError, ValueError) as error:
         raise RequestError(" ".join(str(error).split())) from None
 

@@ -21,7 +21,7 @@ from diffmix.errors import RequestError
 from diffmix.evaluation import classification_metrics
 from diffmix.models.token_loss import IGNORED
 from diffmix.tasks import TaskData
-from diffmix.tasks.encoding import PaddingCollator, StreamedDataset, encode, encode_texts
+from diffmix.tasks.encoding import PaddingCollator, StreamedDataset, encode, encode_texts, shortest_input
 from diffmix.tasks.examples import Examples, StreamedExamples
 from diffmix.tasks.subword_dropout import SubwordDropout
 from diffmix.tasks.tokenizers import build_tokenizer
@@ -56,7 +56,12 @@ class Run:
         recipe = self.recipe
         tokenizer = None if task.vocab_size is not None else self.tokenizer(task.train.tokenizer_texts, start)
         pad = 0 if tokenizer is None else tokenizer.pad_token_id
-        collate = PaddingCollator(pad, recipe.max_length)
+        shape = model_config(recipe, tokenizer, task.vocab_size or len(tokenizer), {})
+        collate = PaddingCollator(pad, recipe.max_length, shortest_input(shape, recipe.max_length))
+        if recipe.model == "big_bird" and shape.attention_type == "block_sparse" and collate.shortest == 1:
+            self.notice(
+                f"max_length={recipe.max_length} is too short for big_bird's sparse attention: it is full attention"
+            )
         validation = encode(task.validation, tokenizer, recipe.max_length)
         train_rows = self._train_rows(task, tokenizer)
         labels = len(task.label_names)
@@ -136,6 +141,7 @@ class Run:
             special_ids=[index for index in tokenizer.all_special_ids if index != tokenizer.unk_token_id],
             probability=recipe.mask_probability,
             longest=recipe.max_length,
+            shortest=shortest_input(model_config(recipe, tokenizer, len(tokenizer), {}), recipe.max_length),
         )
         # The scores of all tokens over the vocabulary must fit: about 256 MB of them.
         batches = batches_by_tokens(validation.lengths, max(1, min(BATCH_TOKENS, 2**26 // len(tokenizer))))
@@ -187,7 +193,10 @@ class Run:
                 tokenizer = load_tokenizer(start)
                 tokenizer.model_max_length = self.recipe.max_length
             else:
-                tokenizer = build_tokenizer(self.recipe.tokenizer, texts(), max_length=self.recipe.max_length)
+                own = self.recipe
+                tokenizer = build_tokenizer(
+                    own.tokenizer, texts(), max_length=own.max_length, class_token=own.class_token
+                )
             part = self.folder / "tokenizer.part"
             shutil.rmtree(part, ignore_errors=True)
             tokenizer.save_pretrained(part)

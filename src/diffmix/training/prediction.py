@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from diffmix.errors import RequestError, RunError
-from diffmix.tasks.encoding import PaddingCollator, encode
+from diffmix.tasks.encoding import PaddingCollator, encode, shortest_input
 from diffmix.tasks.examples import Examples
 from diffmix.training.batching import batches_by_tokens
 from diffmix.training.hardware import resolve_device, resolve_dtype
@@ -45,7 +45,7 @@ def autocast(device: str, dtype: str) -> contextlib.AbstractContextManager[Any]:
 def predict_probabilities(
     model: torch.nn.Module,
     dataset: Any,
-    collate: Callable[[list[Any]], dict[str, torch.Tensor]],
+    collate: PaddingCollator,
     *,
     batch_tokens: int = BATCH_TOKENS,
     dtype: str = "fp32",
@@ -60,7 +60,7 @@ def predict_probabilities(
     model.eval()
     probabilities: np.ndarray | None = None
     try:
-        for rows in batches_by_tokens(dataset.lengths, batch_tokens):
+        for rows in batches_by_tokens(np.maximum(dataset.lengths, collate.shortest), batch_tokens):
             batch = collate([dataset[int(row)] for row in rows])
             batch.pop("labels", None)
             with autocast(device.type, dtype):
@@ -93,7 +93,8 @@ class Classifier:
             reads, got = ("pairs of texts", "single texts") if self.reads_pairs else ("single texts", "pairs of texts")
             raise RequestError(f"this model reads {reads} but was given {got}: give the task that it was trained on")
         dataset = encode(examples, self.tokenizer, self.max_length)
-        collate = PaddingCollator(self.model.config.pad_token_id or 0, self.max_length)
+        config = self.model.config
+        collate = PaddingCollator(config.pad_token_id or 0, self.max_length, shortest_input(config, self.max_length))
         return predict_probabilities(self.model, dataset, collate, dtype=self.dtype)
 
 

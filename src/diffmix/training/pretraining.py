@@ -34,7 +34,7 @@ class MaskingCollator:
         pad_token_id, mask_token_id, vocab_size: of the tokenizer.
         special_ids: tokens that are never hidden.
         probability: of a token to be chosen.
-        longest: see `PaddingCollator`.
+        longest, shortest: see `PaddingCollator`.
         seed: None draws on.
     """
 
@@ -47,9 +47,10 @@ class MaskingCollator:
         special_ids: list[int],
         probability: float,
         longest: int | None = None,
+        shortest: int = 1,
         seed: int | None = None,
     ):
-        self.pad = PaddingCollator(pad_token_id, longest)
+        self.pad = PaddingCollator(pad_token_id, longest, shortest)
         self.mask_token_id, self.vocab_size, self.probability, self.seed = mask_token_id, vocab_size, probability, seed
         self.special_ids = torch.tensor(sorted(special_ids))
 

@@ -47,6 +47,7 @@ class Recipe:
     model: str = _key("diffmix")  # diffmix, tfidf, or any Hugging Face model type (distilbert, ...), from its config
     # Data
     tokenizer: str = _key("wordpiece-16000")  # wordpiece-N, bpe-N, bytes, or a Hugging Face name or folder
+    class_token: bool = _key(False)  # [CLS] before each text, of a tokenizer that is trained or of bytes
     max_length: int = _key(512, low=1)  # tokens
     text_column: str | None = _key(None)
     pair_column: str | None = _key(None)
