@@ -136,6 +136,28 @@ def test_missing_data_names_the_mend(tmp_path, monkeypatch):
     assert notices == [f"imdb is not in $DIFFMIX_DATA ({tmp_path}); trying the Hugging Face hub"]
 
 
+def test_a_data_set_without_official_test_gets_one_of_its_own(tmp_path):
+    texts = [f"article {i % 95}" for i in range(100)]  # five of them twice
+    parquet(tmp_path / "hyperpartisan_byarticle/train.parquet", texts, [int(i % 95 % 3 == 0) for i in range(100)])
+    task, again = (load_task("hyperpartisan_byarticle", data=tmp_path) for _ in range(2))
+    test, test_again = task.load_test(), again.load_test()
+    assert test is not None
+    assert test_again is not None
+    assert list(test.texts or ()) == list(test_again.texts or ())
+    parts = [set(split.texts or ()) for split in (task.train, task.validation, test)]
+    assert sum(len(part) for part in parts) == len(set.union(*parts)) == 95
+    assert len(task.train) + len(task.validation) + len(test) == 100
+    assert test.label_counts(2).tolist() == pytest.approx([13, 7], abs=1)
+    assert "cut from train (20%, stratified by label, seed 0): no official test split" in str(task.facts["test"])
+    assert task.facts["train_rows"] == 100 - len(test)
+    assert len(load_task("hyperpartisan_byarticle", data=tmp_path, limit=3).load_test() or ()) == 3
+
+
+def test_a_data_set_that_the_hub_cannot_serve_says_where_it_is():
+    assert "no local copy was found and the hub's copy" in refusal("hyperpartisan_byarticle")
+    assert "zenodo.org" in refusal("hyperpartisan_byarticle")
+
+
 class FakeHub(ModuleType):
     """Stands in for `datasets`: the same three calls, on tables in memory."""
 

@@ -27,10 +27,12 @@ NEWSGROUPS = (
 class DataSet:
     """A published data set: the hub's name and label order, which local copies follow (or give label names)."""
 
-    hub: str
+    hub: str | None
     labels: tuple[str, ...]
     train_rows: int  # of the official train split
     hub_splits: tuple[tuple[str, str], ...] = (("train", "train"), ("test", "test"))  # our name, the hub's
+    test_fraction: float | None = None  # of train, where no labelled test split was ever published
+    elsewhere: str = ""  # without hub: why, and where the files are to be had
 
 
 DATA_SETS = {
@@ -49,6 +51,17 @@ DATA_SETS = {
         hub_splits=(("train", "train"), ("test", "validation")),
     ),
     "20newsgroups": DataSet("SetFit/20_newsgroups", NEWSGROUPS, 11_314),
+    "hyperpartisan_byarticle": DataSet(
+        None,
+        ("not hyperpartisan", "hyperpartisan"),
+        645,
+        test_fraction=0.2,
+        elsewhere=(
+            "the hub's copy (SemEvalWorkshop/hyperpartisan_news_detection) is a script that datasets no longer runs; get "
+            "the training files by article from https://zenodo.org/record/1489920 and write hyperpartisan_byarticle/"
+            "train.parquet with the columns text (without markup) and label (1: hyperpartisan) under --data or $DIFFMIX_DATA"
+        ),
+    ),
 }
 
 
@@ -63,7 +76,8 @@ def load_data_set(
     """One of DATA_SETS, from `data`, $DIFFMIX_DATA or the hub."""
     data_set = DATA_SETS[name]
     splits = dict(data_set.hub_splits)
-    source = find_source(name, data, HubSource(data_set.hub, splits), on_notice)
+    hub = data_set.elsewhere if data_set.hub is None else HubSource(data_set.hub, splits)
+    source = find_source(name, data, hub, on_notice)
     columns = Columns(label="label")
 
     def indexed(rows: Rows, place: Path) -> Examples:
@@ -78,6 +92,9 @@ def load_data_set(
 
     train = read("train")
     rows = len(train)
+    cut_test: Examples | None = None
+    if data_set.test_fraction is not None and not source.has("test"):
+        train, cut_test = cut_off(train, Cut(data_set.test_fraction, how.seed), f"{name} train")
     own_validation = source.has("validation")
     if own_validation:
         validation = read("validation")
@@ -100,11 +117,19 @@ def load_data_set(
         facts["note"] = f"{rows:,}-row {kind} of the official {data_set.train_rows:,}"
     if isinstance(source, HubSource) and splits["test"] != "test":
         facts["test"] = f"the official {splits['test']} split (the hub's test split has no labels)"
+    if cut_test is not None:
+        facts["train_rows"] = rows - len(cut_test)
+        facts["test"] = (
+            f"{len(cut_test)} rows cut from train ({data_set.test_fraction:.0%}, stratified by label, seed {how.seed}): no "
+            "official test split"
+        )
     describe_validation(facts, validation, how, own_validation)
     train, validation = limited(train, how), limited(validation, how)
     describe_limit(facts, how)
 
     def load_test() -> Examples | None:
+        if cut_test is not None:
+            return limited(cut_test, how)
         if not source.has("test"):
             return None
         found, place = source.read("test", columns)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from diffmix.errors import RequestError
 from diffmix.tasks.rows import Columns, Rows, arrow_rows, concatenate, one_line
@@ -52,6 +53,12 @@ class HubSource:
     def read(self, split: str, columns: Columns) -> tuple[Rows, Path]:
         """The rows of a split that it has, and the place to name in messages about them."""
         place = Path(self._dataset)
+        table = self.table(split)
+        return concatenate(arrow_rows(table.to_batches(), table.schema, place, columns), place, columns), place
+
+    def table(self, split: str) -> Any:
+        """The Arrow table of a split that it has."""
+        place = Path(self._dataset)
         try:
             from datasets import load_dataset  # pyright: ignore[reportMissingImports]
         except ImportError:
@@ -60,23 +67,49 @@ class HubSource:
                 "folder of data sets, or run: pip install 'diffmix[hub]'"
             ) from None
         try:
-            table = load_dataset(*self._dataset_and_configuration, split=self._splits[split]).with_format("arrow")[:]
+            return load_dataset(*self._dataset_and_configuration, split=self._splits[split]).with_format("arrow")[:]
         except Exception as error:  # datasets raises many types: no network, no such repository, no such split
             raise RequestError(
                 f"{place} ({split}) could not be had from the Hugging Face hub: {type(error).__name__}: {one_line(error)}; "
                 "set $DIFFMIX_DATA or --data to a folder that holds it"
             ) from error
-        return concatenate(arrow_rows(table.to_batches(), table.schema, place, columns), place, columns), place
 
 
 def find_source(
-    task: str, data: str | Path | None, hub: HubSource, on_notice: Callable[[str], None]
+    task: str, data: str | Path | None, hub: HubSource | str, on_notice: Callable[[str], None]
 ) -> FolderSource | HubSource:
     """Where to read `task` from: `data` if given, else $DIFFMIX_DATA, else the hub.
 
-    `data` may be the folder of data-set folders or the data set's own. A task missing under `data` is a RequestError,
-    one missing under $DIFFMIX_DATA a notice.
+    `data` may be the folder of data-set folders or the data set's own. `hub` is the text to refuse with where the hub has
+    no usable copy. A task missing under `data` is a RequestError, one missing under $DIFFMIX_DATA a notice.
     """
+    folder = find_folder(
+        (task,),
+        data,
+        lambda folder: bool(split_files(folder, "train")),
+        f"{task}/train.parquet nor train.parquet (or .csv, .tsv, .jsonl)",
+        on_notice if isinstance(hub, HubSource) else lambda _: None,
+    )
+    if folder is not None:
+        return FolderSource(task, folder)
+    if isinstance(hub, str):
+        raise RequestError(f"{task}: no local copy was found and {hub}")
+    return hub
+
+
+def find_folder(
+    names: Sequence[str],
+    data: str | Path | None,
+    holds: Callable[[Path], bool],
+    files: str,
+    on_notice: Callable[[str], None],
+) -> Path | None:
+    """The first folder that `holds` the files of a task: `data`/NAME or `data` itself, or $DIFFMIX_DATA/NAME; None: no such.
+
+    names: of the task first, then of its other copies. files: what would be there, for messages. Raises RequestError where
+    `data` is given and holds none.
+    """
+    task = names[0]
     if data is not None:
         root = Path(data)
         if not root.is_dir():
@@ -85,20 +118,20 @@ def find_source(
                 f"--data {root}: {what}; task {task!r} takes a folder with train and test files (or a folder that holds "
                 f"{task}/); for a file of your own use the recipe text_file"
             )
-        for folder in (root / task, root):
-            if split_files(folder, "train"):
-                return FolderSource(task, folder)
+        for folder in (*(root / name for name in names), root):
+            if holds(folder):
+                return folder
         raise RequestError(
-            f"--data {root}: holds no {task}/train.parquet nor train.parquet (or .csv, .tsv, .jsonl); put the files of "
-            f"{task} there, or leave --data out to take $DIFFMIX_DATA or the hub"
+            f"--data {root}: holds no {files}; put the files of {task} there, or leave --data out to take $DIFFMIX_DATA or "
+            "the hub"
         )
     root_name = os.environ.get("DIFFMIX_DATA")
     if root_name:
-        folder = Path(root_name) / task
-        if split_files(folder, "train"):
-            return FolderSource(task, folder)
+        for name in names:
+            if holds(Path(root_name) / name):
+                return Path(root_name) / name
         on_notice(f"{task} is not in $DIFFMIX_DATA ({root_name}); trying the Hugging Face hub")
-    return hub
+    return None
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
