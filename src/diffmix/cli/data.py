@@ -50,6 +50,7 @@ def _write(path: Path, examples: Any, label_names: tuple[str, ...]) -> None:
     if examples.pairs is not None:
         columns["text_pair"] = pa.array(examples.pairs, type=pa.large_string())
     if examples.input_ids is not None:
-        columns["input_ids"] = pa.array(examples.input_ids.tolist())
+        ids = examples.input_ids
+        columns["input_ids"] = pa.FixedSizeListArray.from_arrays(pa.array(ids.reshape(-1)), ids.shape[1])
     columns["label"] = pa.array([label_names[label] for label in examples.labels])
     pq.write_table(pa.table(columns), path, compression="zstd")

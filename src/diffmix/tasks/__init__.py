@@ -9,11 +9,12 @@ from pathlib import Path
 from diffmix.errors import RequestError
 from diffmix.tasks.data_sets import DATA_SETS, load_data_set
 from diffmix.tasks.examples import Examples, StreamedExamples, TaskData
+from diffmix.tasks.images import IMAGE_SETS, IMAGE_TASKS, load_images
 from diffmix.tasks.rows import Columns
 from diffmix.tasks.splits import Cut
 from diffmix.tasks.text_file import load_text_file
 
-TASKS = (*DATA_SETS, "text_file", "digits", "language_id")
+TASKS = (*DATA_SETS, "text_file", *IMAGE_TASKS, "language_id")
 
 __all__ = ["TASKS", "Examples", "StreamedExamples", "TaskData", "load_task"]
 
@@ -59,11 +60,12 @@ def load_task(
     _refuse_given(name, text_column=text_column, pair_column=pair_column, label_column=label_column, stream=stream)
     if name in DATA_SETS:
         return load_data_set(name, data=data, how=how, extra_train=extra_train, on_notice=on_notice)
-    _refuse_given(name, data=data, extra_train=extra_train)
-    if name == "digits":
-        from diffmix.tasks.images import load_digits
-
-        return load_digits(how)
+    _refuse_given(name, extra_train=extra_train)
+    if name in IMAGE_SETS:
+        return load_images(name, data=data, how=how, on_notice=on_notice)
+    _refuse_given(name, data=data)
+    if name in IMAGE_TASKS:
+        return load_images(name, data=data, how=how)
     from diffmix.tasks.language_id import load_language_id
 
     return load_language_id(how)

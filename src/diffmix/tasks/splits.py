@@ -35,8 +35,14 @@ def limited(examples: Examples, how: Cut) -> Examples:
     """At most `how.limit` rows, drawn with the fixed seed, in their order."""
     if how.limit is None or len(examples) <= how.limit:
         return examples
-    rows = np.random.default_rng(how.seed).permutation(len(examples))[: how.limit]
-    return examples.take(np.sort(rows))
+    return examples.take(limited_rows(np.arange(len(examples)), how))
+
+
+def limited_rows(rows: np.ndarray, how: Cut) -> np.ndarray:
+    """At most `how.limit` of `rows`, drawn with the fixed seed, in their order."""
+    if how.limit is None or len(rows) <= how.limit:
+        return rows
+    return rows[np.sort(np.random.default_rng(how.seed).permutation(len(rows))[: how.limit])]
 
 
 def describe_validation(facts: Facts, validation: Examples, how: Cut, own: bool) -> None:
