@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffmix.errors import RequestError
+from diffmix.models import DiffmixConfig
 from diffmix.training.recipe import Recipe, load_recipe, recipe_from_mapping, shipped_recipes
 
 
@@ -37,6 +38,17 @@ def test_the_papers_recipes_have_the_papers_architecture():
         assert config["neighbor_offsets"] == [-1, 0, 1]
         assert config["neighbor_shared_steps"] is True
         assert (config["hidden_size"], config["num_hidden_layers"], config["neighbor_alpha"]) == (256, 4, 0.5)
+
+
+@pytest.mark.parametrize(
+    "name", ["imdb_diffuser", "20newsgroups_diffuser", "hyperpartisan_diffuser", "digits_pixels", "mnist_pixels"]
+)
+def test_the_third_papers_recipes_diffuse_as_it_does_and_name_a_sparse_baseline(name):
+    config = load_recipe(name).config
+    assert (config["mixer"], config["diffusion_hops"], config["diffusion_alpha"]) == ("attention_diffusion", 5, 0.1)
+    assert config["diffusion_global_tokens"] >= 1
+    baseline = load_recipe(name, ["diffusion_hops=1", "diffusion_alpha=0"])
+    assert DiffmixConfig(**baseline.config).diffusion_weights() == (0.0, 1.0)
 
 
 def test_overrides_are_typed_and_reach_training_and_model_keys():

@@ -33,7 +33,8 @@ def evaluate(
 ) -> None:
     """Measure a trained model: accuracy, macro-F1, NLL, Brier score and calibration, with intervals.
 
-    Of a language model: perplexity a token and a word, bits a byte, NLL, Brier score and calibration.
+    Of a language model: perplexity a token and a word, bits a byte (of images bits a dimension), NLL, Brier score and
+    calibration.
     """
     from diffmix.tasks.language import LanguageData
 
@@ -96,7 +97,10 @@ def task_data(model: Path, task: str | None, data: Path | None) -> Any:
         recorded = recorded_data(model)
         data = None if recorded is None else Path(recorded)
     if name in LANGUAGE_TASKS:
-        return load_language(name, data=data, **notices)
+        as_trained = {}
+        if recipe is not None and own:
+            as_trained = {"validation_fraction": recipe.validation_fraction, "limit": recipe.limit}
+        return load_language(name, data=data, **as_trained, **notices)
     if recipe is None or not own:
         return load_task(name, data=data, **notices)
     return load_task(

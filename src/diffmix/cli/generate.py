@@ -47,6 +47,8 @@ def generate(
 
     loaded = load_language_model(model, dtype="fp32")
     tokenizer = loaded.tokenizer
+    if tokenizer is None:
+        raise RequestError(f"{model} goes on with pixels, not with text: measure it with diffmix evaluate")
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     mark = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     if not ids:

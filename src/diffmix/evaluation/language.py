@@ -17,6 +17,7 @@ from torch import Tensor
 from diffmix.errors import RequestError
 from diffmix.evaluation.streaming import StreamingCalibration, fit_temperature
 from diffmix.tasks.language import Documents, TokenWindows
+from diffmix.tasks.pixels import PixelImages, PixelWindows
 
 _SCORES_AT_ONCE = 2**25  # scores of tokens over the vocabulary that are held at a time
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,7 +26,7 @@ _FEW_PASSES = 10  # each reads the validation text once
 
 def target_scores(
     model: torch.nn.Module,
-    windows: TokenWindows,
+    windows: TokenWindows | PixelWindows,
     numbers: Sequence[int] | None = None,
     *,
     batch_size: int = 8,
@@ -83,7 +84,7 @@ def target_scores(
 
 def score_text(
     model: torch.nn.Module,
-    windows: TokenWindows,
+    windows: TokenWindows | PixelWindows,
     *,
     batch_size: int = 8,
     dtype: str = "fp32",
@@ -110,7 +111,7 @@ def score_text(
 
 def total_nll(
     model: torch.nn.Module,
-    windows: TokenWindows,
+    windows: TokenWindows | PixelWindows,
     numbers: Sequence[int] | None = None,
     *,
     batch_size: int = 8,
@@ -129,7 +130,7 @@ def total_nll(
 
 def fit_text_temperature(
     model: torch.nn.Module,
-    windows: TokenWindows,
+    windows: TokenWindows | PixelWindows,
     numbers: Sequence[int] | None = None,
     *,
     batch_size: int = 8,
@@ -151,7 +152,7 @@ def fit_text_temperature(
 
 
 def language_metrics(
-    calibration: StreamingCalibration, documents: Documents, *, bootstrap: int = 1000
+    calibration: StreamingCalibration, documents: Documents | PixelImages, *, bootstrap: int = 1000
 ) -> dict[str, float]:
     """`StreamingCalibration.metrics` of a whole split, and per token, word and byte:
 
@@ -159,6 +160,11 @@ def language_metrics(
     - `word_perplexity`: exp of the sum over the split's words, counted as word-level models count them, which makes
       tokenizers comparable.
     - `bits_per_byte`: the sum in bits, over the UTF-8 bytes of the split.
+
+    Of images, whose tokens are pixels, in place of the last two:
+
+    - `bits_per_dim`: the mean in bits, over all pixels. Padding and the start token have ids, too, so that it bounds what a
+      model of grey values alone would reach from above.
 
     Their `…_low` and `…_high` follow from those of nll. With a tokenizer that has neither an end mark nor a separator the
     sums lack the split's first token, which nothing stands before.
@@ -169,15 +175,18 @@ def language_metrics(
         nll = metrics.get(f"nll{suffix}")
         if nll is not None:
             metrics[f"perplexity{suffix}"] = _exp(nll)
+            if isinstance(documents, PixelImages):
+                metrics[f"bits_per_dim{suffix}"] = nll / math.log(2)
+                continue
             metrics[f"word_perplexity{suffix}"] = _exp(nll * tokens / max(1, documents.words))
             metrics[f"bits_per_byte{suffix}"] = nll * tokens / math.log(2) / max(1, documents.bytes)
     return metrics
 
 
-def _check_fit(model: Any, windows: TokenWindows) -> None:
+def _check_fit(model: Any, windows: TokenWindows | PixelWindows) -> None:
     """Refuse, before anything is computed, a text that the model cannot read."""
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if positions is not None and min(windows.length, len(windows.tokens) - 1) > positions:
+    if positions is not None and min(windows.length, windows.targets) > positions:
         raise RequestError(
             f"windows of {windows.length} tokens are longer than the model's {positions} positions: "
             f"give windows of at most {positions}"

@@ -110,7 +110,6 @@ def _language(
     from tqdm import tqdm
 
     from diffmix.evaluation.language import fit_text_temperature, language_metrics
-    from diffmix.tasks.language import TokenWindows
     from diffmix.training.language import load_language_model
 
     loaded = load_language_model(model, device=choices.device, dtype=choices.dtype, attention=choices.attention)
@@ -126,8 +125,8 @@ def _language(
         return documents if choices.max_tokens is None else documents.first(choices.max_tokens, loaded.tokenizer)
 
     def fit() -> float:
-        windows = TokenWindows(of("validation"), loaded.tokenizer, length)
-        notice(f"fitting the temperature on {len(windows.tokens) - 1:,} tokens of validation")
+        windows = loaded.windows(of("validation"))
+        notice(f"fitting the temperature on {windows.targets:,} tokens of validation")
         with tqdm(unit="window", disable=None) as bar:
             return fit_text_temperature(
                 loaded.model, windows, batch_size=loaded.batch_size, dtype=loaded.dtype, on_batch=bar.update
@@ -208,6 +207,7 @@ SHOWN = {
     "perplexity": "perplexity a token",
     "word_perplexity": "perplexity a word",
     "bits_per_byte": "bits a byte",
+    "bits_per_dim": "bits a dimension",
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "nll": "NLL, nats",

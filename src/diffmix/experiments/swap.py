@@ -53,11 +53,15 @@ def bench_swap(
     from tqdm import tqdm
 
     from diffmix.evaluation.swap import FACTORS, fit_heat_time, measure_swap
-    from diffmix.tasks.language import TokenWindows, load_language
+    from diffmix.tasks.language import Documents, TokenWindows, load_language
     from diffmix.training.hardware import environment
     from diffmix.training.language import load_language_model
 
     text = load_language(task, data=data, on_notice=notice)
+    if not isinstance(text.validation, Documents):
+        raise RequestError(
+            f"task {task} has pixels, which no pretrained model reads: give a text, such as wikitext2_raw"
+        )
     loaded = load_language_model(model, device=device, dtype=dtype)
     choices: dict[str, Any] = {"batch_size": batch, "dtype": loaded.dtype}
 
@@ -71,7 +75,7 @@ def bench_swap(
             times[label] = fit_heat_time(loaded.model, windows, per_layer=per_layer, on_batch=bar.update, **choices)
 
     test = text.load_test()
-    if test is None:
+    if not isinstance(test, Documents):
         raise RequestError(f"task {task} has no test split: give one that has, such as wikitext2_raw")
     whole = len(test.texts)
     test = test if limit is None else test.first(limit, loaded.tokenizer)

@@ -48,6 +48,7 @@ _LANGUAGE_MODEL = (
     _Column("Perplexity", "/perplexity", _perplexity, min, interval=True),
     _Column("per word", "/word_perplexity", _perplexity, min, interval=True, any_tokenizer=True),
     _Column("Bits/byte", "/bits_per_byte", lambda x: f"{x:.3f}", min, interval=True, any_tokenizer=True),
+    _Column("Bits/dim", "/bits_per_dim", lambda x: f"{x:.3f}", min, interval=True),
     *_SCORES,
     _Column("Entropy", "/entropy", lambda x: f"{x:.3f}", None),
     _PARAMETERS,
@@ -155,8 +156,9 @@ def _cell(run: Run, column: _Column, best: float | None) -> str:
 
 def _trade_off(runs: Sequence[NumberedRun], album: Album) -> str:
     of_language = runs[0][1].is_language_model
-    score = "bits per byte" if of_language else "accuracy"
-    key = "/bits_per_byte" if of_language else "/accuracy"
+    of_images = any(run.metric("/bits_per_dim") is not None for _, run in runs)
+    score = ("bits per dimension" if of_images else "bits per byte") if of_language else "accuracy"
+    key = ("/bits_per_dim" if of_images else "/bits_per_byte") if of_language else "/accuracy"
     points = []
     for _, run in runs:
         value = run.metric(key)
@@ -177,7 +179,7 @@ def _trade_off(runs: Sequence[NumberedRun], album: Album) -> str:
         for (number, run), point in zip(runs, points, strict=True)
     )
     caption = (
-        f"What {'few bits per byte cost' if of_language else 'accuracy costs'}. Numbers are the runs of the table; bars are "
+        f"What {f'few {score} cost' if of_language else 'accuracy costs'}. Numbers are the runs of the table; bars are "
         "95 % intervals."
     )
     figure = album.place(

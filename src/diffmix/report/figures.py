@@ -186,13 +186,13 @@ def reliability_diagram(
 
 def trade_off(
     points: Sequence[TradeOffPoint],
-    score: Literal["accuracy", "bits per byte"] = "accuracy",
+    score: Literal["accuracy", "bits per byte", "bits per dimension"] = "accuracy",
     *,
     numbers: Sequence[int] | None = None,
 ) -> Figure:
     """A score against training speed and against peak memory; run i is marked with numbers[i], by default i + 1.
 
-    To the right is better for speed, to the left for memory; up for accuracy, down for bits per byte. An axis whose costs
+    To the right is better for speed, to the left for memory; up for accuracy, down for bits. An axis whose costs
     span more than a factor of three is logarithmic.
     """
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")

@@ -1,5 +1,7 @@
 """Text to learn a language model from: splits of documents, and windows of their tokens that score every target once.
 
+Images, whose pixels are scored like tokens, are in `pixels`.
+
 n: tokens of a split.  L: targets of a window.
 """
 
@@ -20,10 +22,13 @@ from transformers import PreTrainedTokenizerBase
 
 from diffmix.errors import RequestError
 from diffmix.tasks.examples import cut
+from diffmix.tasks.pixels import PIXEL_TASKS, PixelImages, load_pixels
 from diffmix.tasks.rows import Columns
 from diffmix.tasks.sources import FolderSource, HubSource, find_source, split_files
+from diffmix.tasks.splits import Cut
 
-LANGUAGE_TASKS = ("wikitext2", "wikitext2_raw", "wikitext103", "tiny_shakespeare", "python_docs", "plain_text")
+_TEXT_TASKS = ("wikitext2", "wikitext2_raw", "wikitext103", "tiny_shakespeare", "python_docs", "plain_text")
+LANGUAGE_TASKS = (*_TEXT_TASKS, *PIXEL_TASKS)
 _WIKITEXT = {"wikitext2": "wikitext-2-v1", "wikitext2_raw": "wikitext-2-raw-v1", "wikitext103": "wikitext-103-v1"}
 _ENDINGS = (".txt", ".md", ".rst")  # of files of plain text
 _ARTICLE = re.compile(r" = [^=].* = \n?")  # WikiText's heading of an article; " = = Section = = " is not one
@@ -44,6 +49,12 @@ class Documents:
         words = sum(len(text.split()) + text.count("\n") for text in kept)
         return cls(kept, words, sum(len(text.encode()) for text in kept))
 
+    def windows(self, tokenizer: PreTrainedTokenizerBase | None, length: int) -> TokenWindows:
+        """The text as windows of `length` targets. Raises RequestError for a model of pixels, which has no tokenizer."""
+        if tokenizer is None:
+            raise RequestError("this model reads pixels but was given text: give the task that it was trained on")
+        return TokenWindows(self, tokenizer, length)
+
     def first(self, tokens: int, tokenizer: PreTrainedTokenizerBase) -> Documents:
         """The first lines, document by document, that have at most `tokens` tokens together; never none."""
         kept: list[str] = []
@@ -60,22 +71,29 @@ class Documents:
 
 @dataclass(frozen=True)
 class LanguageData:
-    """The text of a task. Test is not read until `load_test` is called, once, at the end."""
+    """The text, or the images, of a task. Test is not read until `load_test` is called, once, at the end."""
 
     name: str
-    train: Documents
-    validation: Documents
-    load_test: Callable[[], Documents | None]  # None: the source has no test split
+    train: Documents | PixelImages
+    validation: Documents | PixelImages
+    load_test: Callable[[], Documents | PixelImages | None]  # None: the source has no test split
     facts: dict[str, str | int | float]
 
 
 def load_language(
-    name: str, *, data: str | Path | None = None, seed: int = 0, on_notice: Callable[[str], None] = print
+    name: str,
+    *,
+    data: str | Path | None = None,
+    seed: int = 0,
+    validation_fraction: float = 0.1,
+    limit: int | None = None,
+    on_notice: Callable[[str], None] = print,
 ) -> LanguageData:
-    """The text of a task of LANGUAGE_TASKS.
+    """The text, or the images, of a task of LANGUAGE_TASKS.
 
     data: a folder of data-set folders or the data set's own; for `plain_text` a file, or a folder of files. None takes
-    $DIFFMIX_DATA, then the hub. seed: of the cut of python_docs and of a folder's files.
+    $DIFFMIX_DATA, then the hub. seed: of the cut of python_docs, of a folder's files and of images. validation_fraction,
+    limit: of train's images, and at most so many images of each split; texts have tenths, and are limited in windows.
 
     Raises RequestError, one line with the place and the mend.
     """
@@ -91,8 +109,10 @@ def load_language(
         return load_tiny_shakespeare(data)
     if name == "plain_text":
         return load_plain_text(data, seed)
-    if data is not None:
-        raise RequestError(f"data: task 'python_docs' takes none, got {str(data)!r}; leave it out")
+    if data is not None and name in ("digits_pixels", "python_docs"):
+        raise RequestError(f"data: task {name!r} takes none, got {str(data)!r}; leave it out")
+    if name in PIXEL_TASKS:
+        return LanguageData(name, *load_pixels(name, data, Cut(validation_fraction, seed, limit), on_notice))
     return load_python_docs(seed)
 
 
@@ -132,7 +152,8 @@ def _raw_wikitext(folder: Path, data: str | Path | None, on_notice: Callable[[st
     """
     word_level = load_wikitext("wikitext2", data, on_notice)
 
-    def common(documents: Documents) -> Documents:
+    def common(documents: Documents | PixelImages) -> Documents:
+        assert isinstance(documents, Documents)
         texts = (
             "".join(
                 f"{line}\n\n" for line in text.split("\n") if "<unk>" not in line and not re.match(r" = |\s*$", line)
@@ -302,8 +323,13 @@ class TokenWindows(Dataset[dict[str, Any]]):
         if len(self.tokens) < 2:
             raise RequestError("the text has fewer than two tokens: give more of it")
 
+    @property
+    def targets(self) -> int:
+        """How many tokens are predicted."""
+        return len(self.tokens) - 1
+
     def __len__(self) -> int:
-        return -(-(len(self.tokens) - 1) // self.length)
+        return -(-self.targets // self.length)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         first = range(len(self))[index] * self.length

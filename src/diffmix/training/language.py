@@ -30,6 +30,7 @@ from diffmix.models.attention import attention_option
 from diffmix.models.diffusion_time import recorded_times
 from diffmix.models.token_loss import IGNORED
 from diffmix.tasks.language import Documents, LanguageData, TokenWindows
+from diffmix.tasks.pixels import PixelImages, PixelWindows
 from diffmix.training.batching import RowSubset
 from diffmix.training.building import load_tokenizer, model_config
 from diffmix.training.distributed import is_first_process
@@ -41,11 +42,13 @@ from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import write_evaluation, write_json, write_run_files
 
 EVALUATION_SCORES = 2**26  # logits of a batch in evaluation: 256 MB of them in fp32
+EVALUATION_TOKENS = 2**15  # of such a batch, where the vocabulary is small
 FITTED_TOKENS = 2**16  # of validation, that `temperature_scaling` fits on: one number needs no more
 
 # Keys of a recipe that speak of labels or of single rows, with the value that leaves them out.
 _FOR_CLASSIFIERS = {
     "class_balance": "none",
+    "class_token": False,
     "label_smoothing": 0.0,
     "subword_dropout": 0.0,
     "extra_train": (),
@@ -110,29 +113,37 @@ class WindowCollator:
 
 def windows_at_once(max_length: int, vocab_size: int) -> int:
     """How many windows are evaluated in a batch."""
-    return max(1, EVALUATION_SCORES // (max_length * vocab_size))
+    return max(1, min(EVALUATION_SCORES // (max_length * vocab_size), EVALUATION_TOKENS // max_length))
 
 
 def train_language_model(run: Run, task: LanguageData) -> dict[str, Any]:
     """Train a causal language model; test it once; fill the folder. Its metrics."""
     recipe = run.recipe
     start = None if recipe.init_from is None else Path(recipe.init_from)
-    tokenizer = run.tokenizer(lambda: task.train.texts, start)
-    train: Any = TokenWindows(task.train, tokenizer, recipe.max_length - 1)
+    text = task.train
+    if isinstance(text, PixelImages):
+        tokenizer, vocab_size, mark = None, text.vocab_size, text.start
+    else:
+        tokenizer = run.tokenizer(lambda: text.texts, start)
+        vocab_size, mark = len(tokenizer), tokenizer.eos_token_id
+    # A window's first token is no target, and training reads its last one, too.
+    train: Any = text.windows(tokenizer, recipe.max_length - 1)
     most = len(train) if recipe.limit is None else recipe.limit
     if recipe.max_tokens is not None:
         most = min(most, max(1, recipe.max_tokens // recipe.max_length))
     if most < len(train):
         train = RowSubset(train, np.arange(most))
-    validation = TokenWindows(task.validation, tokenizer, recipe.max_length)
-    batch_size = windows_at_once(recipe.max_length, len(tokenizer))
+    validation = task.validation.windows(tokenizer, recipe.max_length)
+    batch_size = windows_at_once(recipe.max_length, vocab_size)
 
     def build() -> Any:
         set_seed(recipe.seed)
         if start is not None:
             return load_language_model(start, device="cpu").model
-        config = model_config(recipe, tokenizer, len(tokenizer), {})
-        config.eos_token_id = config.bos_token_id = tokenizer.eos_token_id
+        config = model_config(recipe, tokenizer, vocab_size, {})
+        config.eos_token_id = config.bos_token_id = mark
+        if isinstance(text, PixelImages):
+            config.pixel_levels = text.levels  # what tells it from a model of text
         kind: Any = models.DiffmixForCausalLM if recipe.model == "diffmix" else AutoModelForCausalLM.from_config
         return kind(config)
 
@@ -149,7 +160,8 @@ def train_language_model(run: Run, task: LanguageData) -> dict[str, Any]:
         total, count = (sum(column) for column in zip(*parts, strict=True))
         return {"nll": total / count, "perplexity": math.exp(min(total / count, 700.0))}
 
-    fitted = run.fitter.fit(build, train, WindowCollator(tokenizer.pad_token_id), loss, objective, validate, "nll")
+    collate = WindowCollator(0 if tokenizer is None else tokenizer.pad_token_id)
+    fitted = run.fitter.fit(build, train, collate, loss, objective, validate, "nll")
     model = fitted.model
     metrics = {f"validation/{key}": value for key, value in validate(model).items()}
     metrics |= fitted.costs(recipe, len(train))
@@ -166,7 +178,9 @@ def train_language_model(run: Run, task: LanguageData) -> dict[str, Any]:
     return json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
 
 
-def _test(run: Run, model: Any, tokenizer: Any, validation: TokenWindows, test: Documents) -> dict[str, float]:
+def _test(
+    run: Run, model: Any, tokenizer: Any, validation: TokenWindows | PixelWindows, test: Documents | PixelImages
+) -> dict[str, float]:
     """The test metrics; times.json gets the diffusion times, where the model finds its own.
 
     With `temperature_scaling` the `temperature`, and as `scaled_…` the scores that it changes.
@@ -194,18 +208,31 @@ class LanguageModel:
     """A causal language model with its tokenizer."""
 
     model: Any
-    tokenizer: Any
+    tokenizer: Any  # None for models of pixels
     max_length: int  # tokens it takes at once
     dtype: str
 
     @property
     def batch_size(self) -> int:
         """Windows at once whose logits fit in memory."""
-        return windows_at_once(self.max_length, len(self.tokenizer))
+        size = self.model.config.vocab_size if self.tokenizer is None else len(self.tokenizer)
+        return windows_at_once(self.max_length, size)
 
-    def score(self, documents: Documents, *, bins: int = 15, temperature: float = 1.0) -> StreamingCalibration:
+    def windows(self, documents: Documents | PixelImages) -> TokenWindows | PixelWindows:
+        """A split in windows that the model takes. Raises RequestError for one of another kind."""
+        levels = getattr(self.model.config, "pixel_levels", None)
+        if isinstance(documents, PixelImages) and levels not in (None, documents.levels):
+            raise RequestError(
+                f"this model reads pixels of {levels} grey values but was given {documents.levels}: give the task that it "
+                "was trained on"
+            )
+        return documents.windows(self.tokenizer, self.max_length)
+
+    def score(
+        self, documents: Documents | PixelImages, *, bins: int = 15, temperature: float = 1.0
+    ) -> StreamingCalibration:
         """Every token of `documents` scored once, in windows of `max_length`; see `score_text`."""
-        windows = TokenWindows(documents, self.tokenizer, self.max_length)
+        windows = self.windows(documents)
         with tqdm(total=len(windows), unit="window", disable=None) as bar:
             return score_text(
                 self.model,
@@ -261,10 +288,11 @@ def load_language_model(
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{folder} holds a damaged model ({reason}): train the model again") from None
-    tokenizer = load_tokenizer(folder)
-    if len(tokenizer) > config.vocab_size:
+    pixels = getattr(config, "pixel_levels", None) is not None
+    tokenizer = None if pixels else load_tokenizer(folder)
+    if tokenizer is not None and len(tokenizer) > config.vocab_size:
         raise RequestError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}; give both of one model"
         )
-    longest = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    longest = getattr(config, "max_position_embeddings", None) or getattr(tokenizer, "model_max_length", 10**6)
     return LanguageModel(model, tokenizer, int(min(longest, 10**6)), resolve_dtype(dtype, device))

@@ -15,6 +15,7 @@ from diffmix.errors import RequestError
 from diffmix.evaluation import classification_metrics, confusion_matrix, reliability
 from diffmix.tasks import TaskData
 from diffmix.tasks.language import LanguageData
+from diffmix.tasks.pixels import PixelImages
 from diffmix.training.checkpoints import write_atomically
 from diffmix.training.recipe import Recipe, recipe_from_mapping
 
@@ -131,6 +132,7 @@ def write_run_files(
 def model_card(recipe: Recipe, task: TaskData | LanguageData, metrics: Mapping[str, Any]) -> str:
     """The README.md of a run's folder, with the front matter that the Hugging Face hub reads."""
     generates = isinstance(task, LanguageData)
+    images = isinstance(task, LanguageData) and isinstance(task.validation, PixelImages)
     tags = [
         "diffmix",
         recipe.model,
@@ -138,20 +140,22 @@ def model_card(recipe: Recipe, task: TaskData | LanguageData, metrics: Mapping[s
     ]
     head = {
         "library_name": "transformers" if recipe.model != "tfidf" else "diffmix",
-        "pipeline_tag": "text-generation" if generates else "text-classification",
+        "pipeline_tag": _pipeline_tag(task),
         "tags": list(dict.fromkeys(tags)),
     }
     lines = ["---", yaml.safe_dump(head, sort_keys=False).strip(), "---", "", f"# {recipe.name}", ""]
     kind = f"`{recipe.model}`" + (
         f", mixer `{recipe.config.get('mixer', 'neighbor')}`" if recipe.model == "diffmix" else ""
     )
-    what = "A causal language model" if generates else f"A classifier of {len(task.label_names)} classes"
+    what = "A causal model of images, pixel by pixel" if images else "A causal language model"
+    if isinstance(task, TaskData):
+        what = f"A classifier of {len(task.label_names)} classes"
     lines += [f"{what} ({kind}), {metrics.get('parameters', 0):,} parameters.", ""]
-    if not generates:
+    if isinstance(task, TaskData):
         lines += ["Labels: " + ", ".join(f"`{name}`" for name in task.label_names) + ".", ""]
     lines += ["## Data", "", *(f"- {key.replace('_', ' ')}: {value}" for key, value in task.facts.items())]
     lines += [
-        f"- trained on {metrics['train/examples']:,} {'windows of the text' if generates else 'rows'}",
+        f"- trained on {metrics['train/examples']:,} {'images' if images else 'windows of the text' if generates else 'rows'}",
         "",
         "## Results",
         "",
@@ -175,17 +179,26 @@ def model_card(recipe: Recipe, task: TaskData | LanguageData, metrics: Mapping[s
     ):
         if key in metrics:
             lines.append(f"| {key} | {metrics[key]:,.0f} {unit} | |")
-    over = "documents" if generates else "rows"
+    over = "images" if images else "documents" if generates else "rows"
     lines += ["", f"The intervals are bootstrap intervals over the test {over}.", "", "## Use", ""]
     lines += _usage(recipe, task)
     lines += ["", "## Recipe", "", "```yaml", recipe.to_yaml().strip(), "```", ""]
     return "\n".join(lines)
 
 
-def _usage(recipe: Recipe, task: TaskData | LanguageData) -> list[str]:
+def _pipeline_tag(task: TaskData | LanguageData) -> str:
+    """The hub's name of what the model does; pixels as tokens have none of their own."""
     if isinstance(task, LanguageData):
+        return "unconditional-image-generation" if isinstance(task.validation, PixelImages) else "text-generation"
+    return "text-classification" if task.vocab_size is None else "image-classification"
+
+
+def _usage(recipe: Recipe, task: TaskData | LanguageData) -> list[str]:
+    if isinstance(task, LanguageData) and not isinstance(task.validation, PixelImages):
         return ["```console", '$ diffmix generate FOLDER --prompt "Once"', "```"]
-    if recipe.model == "tfidf" or task.validation.pairs is not None or recipe.task == "digits":
+    if isinstance(task, LanguageData) or task.vocab_size is not None:
+        return ["```console", "$ diffmix evaluate FOLDER", "```"]
+    if recipe.model == "tfidf" or task.validation.pairs is not None:
         return (
             ["```console", "$ diffmix evaluate FOLDER", "```"]
             if recipe.model != "tfidf"

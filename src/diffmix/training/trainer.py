@@ -148,7 +148,14 @@ def _train_one(
         start = Path(recipe.init_from) if recipe.init_from is not None else pretrained
         run = Run(recipe, folder, device, dtype, baseline, notice)
         if recipe.task in LANGUAGE_TASKS:
-            task = load_language(recipe.task, data=data, seed=VALIDATION_SEED, on_notice=run.notice)
+            task = load_language(
+                recipe.task,
+                data=data,
+                seed=VALIDATION_SEED,
+                validation_fraction=recipe.validation_fraction,
+                limit=recipe.limit,
+                on_notice=run.notice,
+            )
             return train_language_model(run, task)
         task = _load_task(recipe, data, notice)
         if taught is not None:
