@@ -145,7 +145,7 @@ def _open(run: Path, task: Any) -> tuple[Any, int, Callable[[int, int], list[Any
     """The model, the most tokens it takes, and (length, limit) → ids of validation rows."""
     import torch
 
-    from diffmix.tasks.language import LanguageData, TokenWindows
+    from diffmix.tasks.language import LanguageData
 
     random = np.random.default_rng(0)
     if isinstance(task, LanguageData):
@@ -154,7 +154,7 @@ def _open(run: Path, task: Any) -> tuple[Any, int, Callable[[int, int], list[Any
         loaded = load_language_model(run, device="cpu", dtype="fp32")
 
         def windows(length: int, limit: int) -> list[torch.Tensor]:
-            found = TokenWindows(task.validation, loaded.tokenizer, max(1, length - 1))
+            found = task.validation.windows(loaded.tokenizer, max(1, length - 1))
             chosen = np.sort(random.permutation(len(found))[:limit])
             return [torch.from_numpy(found[int(index)]["input_ids"].astype(np.int64)) for index in chosen]
 
