@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -11,6 +12,8 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertForPreTraining,
+    BertModel,
     CamembertConfig,
     DistilBertConfig,
     ElectraConfig,
@@ -105,6 +108,82 @@ def test_half_precision_is_kept_and_a_tokenizer_may_be_missing(diffmix, tmp_path
     assert code == 0, err
     assert "has no tokenizer: none was written" in out
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "long", dtype="auto").dtype is torch.bfloat16
+
+
+def test_a_converted_model_keeps_its_pattern(diffmix, bert, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    sets = ("--set", "diffusion_window=3", "diffusion_hops=2")
+    assert diffmix("convert", bert, "--output", first, "--max_length", 40, *sets)[0] == 0
+    code, out, err = diffmix("convert", first, "--output", second, "--max_length", 50, "--set", "diffusion_hops=4")
+    assert code == 0, err
+    assert "window 3, " in out
+    config = AutoConfig.from_pretrained(second)
+    assert (config.diffusion_window, config.diffusion_hops, config.max_position_embeddings) == (3, 4, 50)
+
+
+def test_weights_of_pretraining_may_be_left_out(diffmix, tmp_path):
+    """BERT's own checkpoints: the weights of BertForPreTraining under the name BertForMaskedLM."""
+    source = save(tmp_path / "bert", BertForPreTraining(SOURCES["bert"]))
+    edit_config(source, architectures=["BertForMaskedLM"])
+    code, _, err = diffmix("convert", source, "--output", tmp_path / "long", "--max_length", 64)
+    assert code == 0, err
+    before, after = (
+        AutoModelForMaskedLM.from_pretrained(folder).state_dict() for folder in (source, tmp_path / "long")
+    )
+    for name in before:
+        if "position_embeddings" not in name:
+            assert torch.equal(after[name], before[name])
+
+
+def edit_config(folder, **values):
+    config = json.loads((folder / "config.json").read_text()) | values
+    (folder / "config.json").write_text(
+        json.dumps({name: value for name, value in config.items() if value is not None})
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "architectures", "removed", "message"),
+    [
+        (
+            BertForMaskedLM,
+            ["BertForMaskedLM"],
+            "layer.1.attention.self.query.weight",
+            "lack bert.encoder.layer.1.attention",
+        ),
+        (BertForMaskedLM, None, None, "lack pooler.dense.bias, of BertModel: config.json names no architectures; name"),
+        (BertForPreTraining, None, None, "also hold cls.predictions.bias, not of BertModel: config.json names no arch"),
+        (BertModel, ["BertModel"], "pooler", "lack pooler.dense.bias, of BertModel: name the class that was saved"),
+    ],
+)
+def test_weights_of_another_class_are_refused(diffmix, tmp_path, kind, architectures, removed, message):
+    source = save(tmp_path / "bert", kind(SOURCES["bert"]))
+    edit_config(source, architectures=architectures)
+    if removed:
+        weights = load_file(source / "model.safetensors")
+        kept = {name: values for name, values in weights.items() if removed not in name}
+        assert len(kept) < len(weights)
+        save_file(kept, source / "model.safetensors", {"format": "pt"})
+    code, _, err = diffmix("convert", source, "--output", tmp_path / "long", "--max_length", 64)
+    assert (code, err.count("\n")) == (1, 1), err
+    assert message in err
+    assert not (tmp_path / "long").exists()
+
+
+@pytest.mark.parametrize("name", ["BertConfig", "GPT2LMHeadModel"])
+def test_a_class_that_is_no_such_encoder_is_refused(diffmix, bert, tmp_path, name):
+    edit_config(bert, architectures=[name])
+    code, _, err = diffmix("convert", bert, "--output", tmp_path / "long", "--max_length", 64)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert f"names {name} under architectures, which is no model of type bert: name the class that was saved" in err
+
+
+def test_the_current_folder_is_no_output(diffmix, bert, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    code, _, err = diffmix("convert", bert, "--output", ".", "--max_length", 64)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "output . is the current folder: give a new one" in err
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,9 @@ CONVERTIBLE = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-rob
 # Each is enough for a tokenizer of one of these.
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 
+# Weights of pretraining that a class may leave out, as BertForMaskedLM does in the checkpoints of BERT.
+SPARE_WEIGHTS = ("pooler", "seq_relationship", "position_ids")
+
 
 @dataclass(frozen=True)
 class Conversion:
@@ -50,25 +53,29 @@ def convert_checkpoint(
         source: a folder with config.json and model.safetensors, or a name on the Hugging Face hub.
         output: a new or empty folder.
         max_length: how many tokens the copy takes, at least as many as the source.
-        settings: of `DIFFUSION_SETTINGS`, where they differ from the defaults of `DiffmixConfig`.
+        settings: of `DIFFUSION_SETTINGS`, where they differ from the source's own, and those from the defaults of
+            `DiffmixConfig`.
 
     Raises:
         RequestError: no such model, one that cannot be converted, a length or a setting that does not fit, a folder in use.
-        RunError: weights that cannot be read.
+        RunError: weights that cannot be read, or are not those of the class that the source's config.json names.
     """
     source, output = str(source), Path(output)
+    if output.resolve() == Path.cwd():
+        raise RequestError(f"output {output} is the current folder: give a new one")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RequestError(f"output {output} is in use: give a new or empty folder")
     config = _read_config(source)
     unknown = sorted(set(settings or {}) - set(DIFFUSION_SETTINGS))
     if unknown:
         raise RequestError(f"--set {unknown[0]}: no such setting; give some of {', '.join(DIFFUSION_SETTINGS)}")
-    for name, value in (DIFFUSION_SETTINGS | dict(settings or {})).items():
+    own = {name: getattr(config, name) for name in DIFFUSION_SETTINGS if hasattr(config, name)}
+    for name, value in (DIFFUSION_SETTINGS | own | dict(settings or {})).items():
         setattr(config, name, value)
     try:
         diffusion_settings(config)
     except ValueError as error:
-        raise RequestError(f"--set: {error}") from None
+        raise RequestError(f"{'--set' if settings else source}: {error}") from None
     model = _read_model(source, config)
     table = model.base_model.embeddings.position_embeddings
     first = 0 if table.padding_idx is None else table.padding_idx + 1
@@ -120,19 +127,33 @@ def _read_model(source: str, config: Any) -> Any:
     kind = getattr(transformers, name, None) if name else transformers.AutoModel
     if kind is None:
         raise RequestError(f"{source} is a {name}, which transformers does not know: give one of its own models")
+    if name and getattr(getattr(kind, "config_class", None), "model_type", None) not in CONVERTIBLE:
+        raise RequestError(
+            f"config.json of {source} names {name} under architectures, which is no model of type {config.model_type}: "
+            "name the class that was saved"
+        )
     folder = Path(source)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise RequestError(
             f"{source} holds no safetensors, and nothing else is read: save it with save_pretrained first"
         )
     try:
-        return kind.from_pretrained(source, use_safetensors=True, dtype="auto")
+        model, report = kind.from_pretrained(source, use_safetensors=True, dtype="auto", output_loading_info=True)
     except OSError as error:
         reason = " ".join(str(error).split())[:120]
         raise RequestError(f"{source} holds no safetensors ({reason}), and nothing else is read") from None
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise RunError(f"the weights of {source} cannot be read ({reason}): fetch them again") from None
+    left_out = {key for key in report["unexpected_keys"] if not any(spare in key for spare in SPARE_WEIGHTS)}
+    for keys, problem in ((report["missing_keys"], "lack"), (left_out, "also hold")):
+        if keys:
+            raise RunError(
+                f"the weights of {source} {problem} {min(keys)}, {'' if problem == 'lack' else 'not '}of {type(model).__name__}: "
+                f"{'' if name else 'config.json names no architectures; '}name the class that was saved under architectures in "
+                "config.json, or fetch the folder again"
+            )
+    return model
 
 
 def _save(model: Any, source: str, output: Path, max_length: int) -> bool:
