@@ -23,3 +23,4 @@ def _seed():
     import torch
 
     torch.manual_seed(0)
+    torch.set_flush_denormal(False)  # which `diffmix train` sets for its process

@@ -86,19 +86,37 @@ def test_adaptive_time_is_judged_against_the_fixed_one(tmp_path, nll, ece, verdi
     assert found["Adaptive t optimises perplexity, not calibration"].verdict == verdict
 
 
+def test_a_lower_ece_below_the_noise_floor_or_at_a_worse_likelihood_decides_nothing(tmp_path):
+    tiny = [(4, "softmax", [0.0021] * 3, {}), (4, "heat_fixed", [0.0018] * 3, {})]
+    assert verdicts(tmp_path, study(*tiny))[FOUR].verdict == "undecided"
+    bought = [(4, "softmax", [0.1] * 3, {}), (4, "heat_fixed", [0.09, 0.0901, 0.0899], {"nll": 6.5})]
+    assert verdicts(tmp_path, study(*bought))[FOUR].verdict == "undecided"
+
+
+def test_seeds_that_only_one_side_has_pair_with_nothing(tmp_path):
+    content = study((4, "softmax", [0.1] * 2, {}), (4, "heat_fixed", [0.09] * 4, {}))
+    content["cells"] = [
+        one for one in content["cells"] if one["axes"]["attention"] == "softmax" or one["axes"]["seed"] > "1"
+    ]
+    assert {finding.verdict for finding in verdicts(tmp_path, content).values()} == {"not measured yet"}
+
+
 def test_the_equilibrium_claims_follow_from_the_distances(tmp_path):
+    case = {"median": 0.8, "low": 0.7, "high": 0.9}
     result = {
         "queries": 2,
         "keys": 3,
         "diffusion_time": 0.28,
-        "to_softmax": {"start": 0.4, "end": 1e-9},
-        "heat_to_softmax": 0.8,
-        "heat_to_nearest": {"median": 0.8, "low": 0.7, "high": 0.9},
-        "entropy": {"start": 4.1, "lowest_on_the_way": 3.6, "softmax": 3.6, "heat": 0.3},
+        "to_softmax": {"even": {"start": 0.4, "end": 1e-9}, "nearest": {"start": 0.4, "end": 1e-9}},
+        "heat_to_softmax": {"dot": 0.8, "normalized": 0.2},
+        "heat_to_nearest": {
+            "dot": {"even": case, "nearest": case},
+            "normalized": {"even": case, "nearest": {"median": 0.001, "low": 0.0, "high": 0.002}},
+        },
+        "entropy": {"start, even": 4.1, "start, nearest": 0.0, "softmax": 3.6, "dot": 0.3, "normalized": 4.0},
     }
     found = verdicts(tmp_path, result, "equilibrium")
     assert found["Softmax attention is the equilibrium of drift-diffusion on similarity scores"].verdict == "holds"
-    stopped = "Diffusion attention is that process, stopped before equilibrium"
-    assert found[stopped].verdict == "does not hold"
-    result["heat_to_nearest"] = {"median": 0.001, "low": 0.0, "high": 0.002}
-    assert verdicts(tmp_path, result, "equilibrium")[stopped].verdict == "holds"
+    stopped = "Diffusion attention ({}) is that process, stopped before equilibrium"
+    assert found[stopped.format("`dot`, the default")].verdict == "does not hold"
+    assert found[stopped.format("`normalized`")].verdict == "holds"  # from one of the starts

@@ -238,3 +238,15 @@ def test_compiles_into_one_graph(options):
     torch.testing.assert_close(
         compiled(query, key, value, 0.5, **options), heat_kernel_attention(query, key, value, 0.5, **options)
     )
+
+
+@pytest.mark.parametrize("form", ["dot", "normalized"])
+def test_second_derivatives_where_the_weights_are_made(form):
+    time = torch.full((1, 1, 1), 0.7, dtype=torch.float64, requires_grad=True)
+    states = [torch.randn(1, 1, 3, 2, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+
+    def mixed(*states):
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return heat_kernel_attention(*states, time, form=form, locality=0.5)
+
+    assert torch.autograd.gradgradcheck(mixed, states)

@@ -112,17 +112,18 @@ def test_a_tuned_process_keeps_freed_memory_and_counts_the_smallest_numbers_as_0
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("only glibc is told")
     code = f"""
-import contextlib, torch
-from diffmix.training.hardware import resident_memory, tuned_cpu
-with tuned_cpu() if {tuned} else contextlib.nullcontext():
-    before = resident_memory()
-    blocks = [torch.ones(2**20) for _ in range(25)]
-    del blocks
-    print(resident_memory() - before, float(torch.tensor(1e-30) * 1e-10), end=" ")
-print(float(torch.tensor(1e-30) * 1e-10))
+import torch
+from diffmix.training.hardware import resident_memory, tune_cpu
+torch.set_num_threads(2)
+if {tuned}:
+    tune_cpu()
+before = resident_memory()
+blocks = [torch.ones(2**20) for _ in range(25)]
+del blocks
+print(resident_memory() - before, end=" ")
+print(float((torch.full((4_000_000,), 1e-30) * 1e-10 == 0).double().mean()))  # on both threads
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.split()
-    left, inside, after = map(float, told)
+    left, zero = map(float, told)
     assert (left > 80e6) if tuned else (left < 20e6)  # of 100 MB
-    assert (inside == 0) == tuned
-    assert after > 0
+    assert zero == tuned

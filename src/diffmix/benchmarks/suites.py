@@ -126,7 +126,7 @@ def distilbert(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
 def obvious(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     """The recipe's step against its obvious implementation: equal unpadded batches, and an epoch of the recipe's data.
 
-    Our side has the settings of `diffmix train`: `diffmix.training.hardware.tuned_cpu`.
+    Our side has the settings of `diffmix train`: `diffmix.training.hardware.tune_cpu`.
     """
     from diffmix.benchmarks.obvious import largest_difference
     from diffmix.models import DiffmixConfig

@@ -5,7 +5,6 @@ Everything it will need is imported before the baseline of its memory is taken, 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 
@@ -18,7 +17,7 @@ from diffmix.benchmarks.parts import measure_parts
 from diffmix.benchmarks.sparse_attention import measure_sparse_attention
 from diffmix.benchmarks.steps import import_model, measure_epoch, measure_step
 from diffmix.errors import RequestError
-from diffmix.training.hardware import reset_peak_memory, resident_memory, tuned_cpu
+from diffmix.training.hardware import reset_peak_memory, resident_memory, tune_cpu
 
 KINDS = {
     "step": measure_step,
@@ -38,10 +37,11 @@ def main() -> None:
         raise RequestError(f"kind is {kind!r}; give one of {', '.join(KINDS)}")
     if "model" in spec:
         import_model(spec["model"]["type"])
+    if spec.pop("tuned", False):
+        tune_cpu()
     torch.manual_seed(0)
-    with tuned_cpu() if spec.pop("tuned", False) else contextlib.nullcontext():
-        reset_peak_memory()
-        print(json.dumps(KINDS[kind](**spec, baseline=resident_memory())))
+    reset_peak_memory()
+    print(json.dumps(KINDS[kind](**spec, baseline=resident_memory())))
 
 
 if __name__ == "__main__":

@@ -35,8 +35,10 @@ def train(
     resolved = load_recipe(recipe, set_ or [])
     folder = output if output is not None else Path("runs") / resolved.name
 
+    from diffmix.training.hardware import tune_cpu
     from diffmix.training.trainer import train, train_seeds
 
+    tune_cpu()
     first = os.environ.get("RANK", "0") == "0"
     notice = typer.echo if first else (lambda _: None)
     try:

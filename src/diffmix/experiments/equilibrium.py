@@ -27,11 +27,12 @@ def measure_equilibrium(
     force: bool = False,
     notice: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """How far drift-diffusion over the keys is, over its time, from softmax(q·k / √d) and from the heat kernel softmax(q·k / 2t).
+    """How far drift-diffusion over the keys is, over its time, from softmax(q·k / √d) and from the heat kernel in two forms.
 
-    Queries and keys are standard normal. For each query a walker starts at a key drawn evenly and moves from key i to key j at
-    the rate exp((s_j - s_i) / 2) / n, with s = q·k / √d: it drifts towards the similar and diffuses otherwise. Distances are
-    total variation, ½ Σ_j |p_j - w_j|.
+    Queries and keys are standard normal. For each query a walker moves from key i to key j at the rate exp((s_j - s_i) / 2) / n,
+    with s = q·k / √d: it drifts towards the similar and diffuses otherwise. It starts at a key drawn evenly, or at the most
+    similar one. Heat kernels are softmax(q·k / 2t), `dot`, and softmax(cos(q, k) / 2t), `normalized`, at t = DIFFUSION_TIME.
+    Distances are total variation, ½ Σ_j |p_j - w_j|.
 
     Args:
         output: the result file.
@@ -45,12 +46,15 @@ def measure_equilibrium(
 
     claim_result(output, force=force)
     random = np.random.default_rng(0)
-    similarity = random.normal(size=(QUERIES, CHANNELS)) @ random.normal(size=(KEYS, CHANNELS)).T  # [Q, n]
-    softmax = gibbs(similarity / CHANNELS**0.5)
-    heat = gibbs(similarity / (2 * DIFFUSION_TIME))
-    path = drift_diffusion(similarity / CHANNELS**0.5, TIMES)
-    to_softmax, to_heat = distance(path, softmax), distance(path, heat)  # [times, Q]
-    nearest = to_heat.min(axis=0)
+    query, key = random.normal(size=(QUERIES, CHANNELS)), random.normal(size=(KEYS, CHANNELS))
+    similarity = query @ key.T  # [Q, n]
+    cosine = similarity / np.linalg.norm(query, axis=1)[:, None] / np.linalg.norm(key, axis=1)
+    scores = similarity / CHANNELS**0.5
+    softmax = gibbs(scores)
+    heat = {form: gibbs(of / (2 * DIFFUSION_TIME)) for form, of in (("dot", similarity), ("normalized", cosine))}
+    starts = {"even": np.full_like(scores, 1 / KEYS), "nearest": np.eye(KEYS)[scores.argmax(axis=1)]}
+    paths = {start: drift_diffusion(scores, TIMES, chances) for start, chances in starts.items()}  # [times, Q, n]
+    to_softmax = {start: distance(path, softmax) for start, path in paths.items()}
     result = {
         "equilibrium": "drift-diffusion over the keys of a query",
         "command": "diffmix bench equilibrium",
@@ -60,25 +64,28 @@ def measure_equilibrium(
         "channels": CHANNELS,
         "diffusion_time": DIFFUSION_TIME,
         "to_softmax": {
-            "start": float(np.median(to_softmax[0])),
-            "end": float(to_softmax[-1].max()),
+            start: {"start": float(np.median(over[0])), "end": float(over[-1].max())}
+            for start, over in to_softmax.items()
         },
-        "heat_to_softmax": float(np.median(distance(heat, softmax))),
+        "heat_to_softmax": {form: float(np.median(distance(kernel, softmax))) for form, kernel in heat.items()},
         "heat_to_nearest": {
-            "median": float(np.median(nearest)),
-            "low": float(np.quantile(nearest, 0.05)),
-            "high": float(np.quantile(nearest, 0.95)),
+            form: {start: _spread(distance(path, kernel).min(axis=0)) for start, path in paths.items()}
+            for form, kernel in heat.items()
         },
         "entropy": {
-            "start": float(entropy(path[0]).mean()),
-            "lowest_on_the_way": float(entropy(path).min(axis=0).mean()),
+            **{f"start, {start}": float(entropy(path[0]).mean()) for start, path in paths.items()},
             "softmax": float(entropy(softmax).mean()),
-            "heat": float(entropy(heat).mean()),
+            **{form: float(entropy(kernel).mean()) for form, kernel in heat.items()},
         },
     }
     write_result(output, result)
     notice(f"Wrote {output}")
     return result
+
+
+def _spread(values: Floats) -> dict[str, float]:
+    low, median, high = np.quantile(values, [0.05, 0.5, 0.95])
+    return {"low": float(low), "median": float(median), "high": float(high)}
 
 
 def gibbs(scores: Floats) -> Floats:
@@ -87,8 +94,8 @@ def gibbs(scores: Floats) -> Floats:
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def drift_diffusion(scores: Floats, times: Floats) -> Floats:
-    """Where a walker is that moves from i to j at the rate exp((s_j - s_i) / 2) / n, started evenly: [times, Q, n].
+def drift_diffusion(scores: Floats, times: Floats, start: Floats) -> Floats:
+    """Where a walker is that moves from i to j at the rate exp((s_j - s_i) / 2) / n: [Q, n], from `start` [Q, n] → [times, Q, n].
 
     With r = exp(s / 2) the generator is similar, by diag(r), to a symmetric matrix: 1/n off the diagonal, which makes its
     eigenvectors exact ones.
@@ -99,8 +106,8 @@ def drift_diffusion(scores: Floats, times: Floats) -> Floats:
     diagonal = np.arange(keys)
     symmetric[:, diagonal, diagonal] = 1 / keys - root.sum(axis=-1, keepdims=True) / root / keys
     rates, modes = np.linalg.eigh(symmetric)
-    start = np.einsum("qi,qim->qm", 1 / (root * keys), modes)
-    decayed = np.exp(rates * times[:, None, None]) * start  # [times, Q, modes]
+    amplitudes = np.einsum("qi,qim->qm", start / root, modes)
+    decayed = np.exp(rates * times[:, None, None]) * amplitudes  # [times, Q, modes]
     return np.einsum("tqm,qjm->tqj", decayed, modes, optimize=True) * root
 
 

@@ -101,23 +101,30 @@ def locality_radius(time: float, locality: float, keys: int, dtype: torch.dtype,
 
 
 class _Normalized(torch.autograd.Function):
-    """x / ‖x‖ over the channels (‖x‖ at least 1e-12), with half of the passes over x that `F.normalize` makes."""
+    """x / ‖x‖ over the channels, with half of the passes over x that `F.normalize` makes. See `_norm`."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
-        return x / norm, norm
+    def forward(x: Tensor) -> Tensor:
+        return x / _norm(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*output)
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        unit, norm = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
+        norm = _norm(x)  # again, and by differentiable steps: a second derivative is right, too
+        unit = x / norm
         along = (grads[0] * unit).sum(dim=-1, keepdim=True)
         return torch.addcmul(grads[0], unit, along, value=-1) / norm
+
+
+def _norm(x: Tensor) -> Tensor:
+    """‖x‖ over the channels, at least 1e-12, or the smallest normal number where that is larger."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(max(1e-12, torch.finfo(x.dtype).tiny))
 
 
 def _prepared(
@@ -125,7 +132,7 @@ def _prepared(
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """q, k, v and a scale such that softmax(scale · q·k) is the kernel; k may carry further channels, and then v zeros."""
     if form == "normalized":
-        query, key = _Normalized.apply(query)[0], _Normalized.apply(key)[0]
+        query, key = _Normalized.apply(query), _Normalized.apply(key)
     elif form == "squared":
         exact = key if key.dtype == torch.float64 else key.float()
         half_norm = exact.square().sum(-1, keepdim=True) * -0.5

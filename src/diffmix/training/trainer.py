@@ -21,7 +21,7 @@ from diffmix.tasks import TaskData, load_task
 from diffmix.tasks.language import LANGUAGE_TASKS, load_language
 from diffmix.training.distributed import is_first_process, join_processes, on_first_process, process_count
 from diffmix.training.fitting import Notice
-from diffmix.training.hardware import resident_memory, resolve_device, resolve_dtype, tuned_cpu
+from diffmix.training.hardware import resident_memory, resolve_device, resolve_dtype
 from diffmix.training.language import check_classifier_recipe, check_language_recipe, train_language_model
 from diffmix.training.phases import VALIDATION_SEED, Run
 from diffmix.training.recipe import Recipe
@@ -29,7 +29,6 @@ from diffmix.training.run_folder import claim_folder, recorded_data, release_fol
 from diffmix.training.self_training import TAUGHT, label_texts, unlabelled_texts, with_taught_labels
 
 
-@tuned_cpu()
 def train(
     recipe: Recipe,
     *,
@@ -49,7 +48,6 @@ def train(
     return _train_one(recipe, data, Path(output), resume, notice, resident_memory())
 
 
-@tuned_cpu()
 def train_seeds(
     recipe: Recipe,
     seeds: int,
