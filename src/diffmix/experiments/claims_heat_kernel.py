@@ -139,7 +139,7 @@ def _stopped(form: str) -> Callable[[Mapping[str, Any]], Finding]:
             for start, case in cases.items()
         )
         numbers = (
-            f"t = {result['diffusion_time']}: {told}. The heat kernel has {entropy[form]:.2f} nats and is "
+            f"at t = {result['diffusion_time']}, {told}. The heat kernel has {entropy[form]:.2f} nats and is "
             f"{result['heat_to_softmax'][form]:.2g} away from softmax, total variation in the median"
         )
         if cases[best]["high"] <= SAME:

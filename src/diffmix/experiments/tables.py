@@ -300,8 +300,8 @@ def heat_kernel_table(result: Mapping[str, Any]) -> str:
     table = markdown(["form", *lengths, f"less memory than materialised, {lengths[-1]}"], rows)
     about = (
         f"Time of forward and backward as a ratio to `scaled_dot_product_attention`, {settings['heads']} heads of "
-        f"{settings['channels']} channels, {result['dtype']}, as many rows as make {settings['tokens'][-1]:,} tokens, the smallest numbers "
-        "counted as 0 on every side; median of pairs, and their range."
+        f"{settings['channels']} channels, {result['dtype']}, rows that make {settings['tokens'][-1]:,} tokens, "
+        "the smallest numbers counted as 0 on every side; median of pairs, and their range."
     )
     return f"{table}\n\n{about} {_caption(result)}"
 
