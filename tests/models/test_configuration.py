@@ -49,6 +49,7 @@ def test_survives_a_round_trip(tmp_path):
         ({"neighbor_max_steps": 0}, "neighbor_max_steps is 0"),
         ({"mixer": "softmax", "attention_init_temperature": 0.0}, "attention_init_temperature is 0.0"),
         ({"attention_init_temperature": 0.5}, "mixer is 'neighbor'"),
+        ({"norm": "batch", "is_causal": True}, "norm is 'batch' but the model is causal"),
         (
             {"mixer": "softmax", "attention_qk_norm": True, "attention_init_temperature": 0.5},
             "queries are normalised",

@@ -49,7 +49,7 @@ class DiffmixConfig(PretrainedConfig):
         classifier_dropout: inside the classification head.
         noise_std: σ of the Gaussian noise added to the embeddings in training (equation 1 of the paper).
         embedding_std: standard deviation of freshly drawn embeddings.
-        norm: `"layer"` or `"batch"` (over real tokens only).
+        norm: `"layer"` or `"batch"` (over real tokens only; not in causal models).
         norm_eps: added to variances.
         norm_placement: `"post"`: Norm(α h + (1-α) f(h)); `"pre"`: α h + (1-α) f(Norm(h)), one more norm at the end.
             None: post for neighbor (the paper), pre for attention mixers.
@@ -254,6 +254,10 @@ class DiffmixConfig(PretrainedConfig):
         for name in ("embedding_std", "norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give a number above 0")
+        if self.norm == "batch" and self.is_causal:
+            raise ValueError(
+                "norm is 'batch' but the model is causal, and the statistics of a batch hold the future: give 'layer'"
+            )
         self._check_init_temperature()
         self._check_heat()
         self._check_diffusion()
