@@ -12,6 +12,8 @@ from diffmix.cli.main import one_option_each
         ("train --set epochs=1 digits", "train --set epochs=1 digits"),
         ("train digits --set", "train digits --set"),
         ("predict run a=b", "predict run a=b"),
+        ("train digits --set=a=1 b=2", "train digits --set a=1 --set b=2"),
+        ("predict run --set x=1 -- a=b", "predict run --set x=1 -- a=b"),
         ("train digits --set epochs a=1", "train digits --set epochs a=1"),
     ],
 )

@@ -216,3 +216,23 @@ def test_what_a_cache_cannot_do_is_said():
         model(torch.ones(1, 3, dtype=torch.long), use_cache=True)
     with pytest.raises(ValueError, match="with the cached tokens"):
         make("heat")(torch.ones(1, 3, dtype=torch.long), attention_mask=torch.ones(1, 2), use_cache=True)
+
+
+@pytest.mark.parametrize("mixer", ["neighbor", "softmax", "attention_diffusion"])
+def test_what_stands_at_padding_may_be_no_number(mixer):
+    config = DiffmixConfig(mixer=mixer, vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    model = DiffmixForCausalLM(config).eval()
+    mask = torch.tensor([[0, 0, 1, 1, 1]])
+    states = torch.randn(1, 5, 16)
+    holes = states.masked_fill(mask[..., None] == 0, float("nan"))
+    for use_cache in (False, True):
+        expected = model(inputs_embeds=states, attention_mask=mask, use_cache=use_cache).logits[:, 2:]
+        got = model(inputs_embeds=holes, attention_mask=mask, use_cache=use_cache).logits[:, 2:]
+        torch.testing.assert_close(got, expected)
+
+
+def test_a_single_token_has_nothing_to_be_scored():
+    model = DiffmixForCausalLM(DiffmixConfig(mixer="softmax", vocab_size=30, hidden_size=16, num_attention_heads=2))
+    ids = torch.tensor([[3]])
+    assert model.train()(ids, labels=ids).loss == 0
+    assert model.eval()(ids, labels=ids).loss == 0

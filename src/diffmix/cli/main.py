@@ -98,11 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def one_option_each(arguments: Sequence[str]) -> list[str]:
-    """`--set a=1 b=2` → `--set a=1 --set b=2`, and so with --only."""
+    """`--set a=1 b=2` → `--set a=1 --set b=2`, and so with --only, up to `--`."""
     spread: list[str] = []
     option: str | None = None  # the one whose values are being read
-    for argument in arguments:
-        if argument in ("--set", "--only"):
+    for place, argument in enumerate(arguments):
+        if argument == "--":
+            return [*spread, *arguments[place:]]
+        if argument.startswith(("--set=", "--only=")):
+            option, _, argument = argument.partition("=")
+            spread.append(option)
+        elif argument in ("--set", "--only"):
             option = argument
         elif option is None or not _ASSIGNMENT.match(argument):
             option = None

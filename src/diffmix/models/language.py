@@ -14,7 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
 
 from diffmix.models.configuration import DiffmixConfig
 from diffmix.models.modeling import DiffmixModel, DiffmixPreTrainedModel
-from diffmix.models.pooling import masked_mean
+from diffmix.models.pooling import in_full_precision, masked_mean
 from diffmix.models.token_loss import IGNORED, token_loss
 
 SHAPE_MULTIPLE = (
@@ -161,15 +161,16 @@ class DiffmixForCausalLM(_WithTokenHead, GenerationMixin):
             use_cache=use_cache,
         )
         hidden = outputs.last_hidden_state * self.config.hidden_size**-0.5
-        logits = loss = None
+        logits = loss = total = None
         if labels is not None and self.training and not torch.compiler.is_compiling():
-            targets = labels[:, 1:].flatten()
-            total = token_loss(hidden[:, :-1].flatten(0, 1), self.decoder.weight, targets)
-            loss = total / (targets != IGNORED).sum().clamp(min=1)
+            total = token_loss(hidden[:, :-1].flatten(0, 1), self.decoder.weight, labels[:, 1:].flatten())
         else:
             logits = self.decoder(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
             if labels is not None:
-                loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+                scores = in_full_precision(logits[:, :-1].flatten(0, 1))
+                total = F.cross_entropy(scores, labels[:, 1:].flatten(), reduction="sum")
+        if labels is not None and total is not None:
+            loss = total / (labels[:, 1:] != IGNORED).sum().clamp(min=1)
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

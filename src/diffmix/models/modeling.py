@@ -176,6 +176,8 @@ class DiffmixModel(DiffmixPreTrainedModel):
             positions = torch.arange(past, whole[1], device=values.device).expand(values.shape[:2])
         else:
             positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, past:]
+            if inputs_embeds is not None:
+                values = values.masked_fill(~mask[:, past:, None], 0.0)  # not a number, perhaps
         hidden = self._embed(values, positions)
         states.append(hidden)
         context: dict[str, Any] = {"positions": positions, "past_key_values": cache}

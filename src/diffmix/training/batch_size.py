@@ -40,6 +40,7 @@ def fitting_micro_batch(
         rows: what a process would take at once with memory enough.
         processes: that share the machine's memory.
     """
+    reset_peak_memory()  # what this process holds but does not use is free, too
     free = free_memory()
     if free is None or rows <= 1:
         return rows
