@@ -1,6 +1,7 @@
 """Studies for tests: real ones of a few steps, and light ones whose cells are processes that stand for `diffmix train`."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,11 @@ def write_light(folder: Path) -> Path:
     return folder / "light.yaml"
 
 
+def _hears_interrupts() -> None:
+    # Tests that run in the background inherit an interrupt that is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def start_light(folder: Path, *arguments: str, takes: float = 0.05) -> subprocess.Popen:
     """`diffmix study light.yaml` in a process and a session of its own, with the light cells."""
     main = "from diffmix.cli.main import main; sys.exit(main(sys.argv[1:]))"
@@ -63,6 +69,7 @@ def start_light(folder: Path, *arguments: str, takes: float = 0.05) -> subproces
         text=True,
         start_new_session=True,
         env={**os.environ, "TAKES": str(takes)},
+        preexec_fn=_hears_interrupts,
     )
 
 
