@@ -15,6 +15,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     ModernBertConfig,
+    PhimoeConfig,
     RobertaConfig,
 )
 
@@ -116,6 +117,32 @@ def test_local_layers_keep_their_own_window():
     moved = (model(ids).logits - model(changed).logits).abs().amax(dim=(0, 2)) > 1e-12
     assert moved[: 2 * 3 * 2 + 1].all()  # two layers of three hops of two tokens
     assert not moved[2 * 3 * 2 + 1 :].any()
+
+
+def test_a_window_in_the_mask_alone_is_kept():
+    """PhiMoE names its window to the mask, not to the attention."""
+    register_attention()
+    torch.manual_seed(0)
+    config = PhimoeConfig(**SMALL, **WIDE, num_key_value_heads=2, num_local_experts=2, sliding_window=4, **FULL)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    ids = draw_ids()
+    expected = model(ids, use_cache=False).logits
+    model.set_attn_implementation("attention_diffusion")
+    torch.testing.assert_close(model(ids, use_cache=False).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_compiles_into_one_graph_that_follows_the_settings():
+    model = make("bert", "attention_diffusion", **SPARSE, num_hidden_layers=1)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    ids, mask = draw_ids(), torch.ones(2, 17, dtype=torch.long)
+    mask[1, 9:] = 0
+    before = torch.zeros(2, 17, 60, dtype=torch.float64)
+    for settings in ({}, {"diffusion_hops": 2}, {"diffusion_global_tokens": [3]}):
+        model.config.update(settings)
+        after = model(ids, attention_mask=mask).logits
+        assert (after - before).abs().max() > 1e-6
+        torch.testing.assert_close(compiled(ids, attention_mask=mask).logits, after)
+        before = after
 
 
 @pytest.mark.parametrize("name", EVERY)

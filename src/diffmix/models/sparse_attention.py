@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.masking_utils import (
     bidirectional_mask_function,
@@ -44,7 +45,12 @@ def diffusion_settings(config: Any, is_causal: bool = False) -> DiffmixConfig:
     Raises:
         ValueError: a value that does not fit, or a key that is none.
     """
-    given = {name: value for name, value in vars(config).items() if name.startswith("diffusion_")}
+    return _checked_settings(
+        {name: value for name, value in vars(config).items() if name.startswith("diffusion_")}, is_causal
+    )
+
+
+def _checked_settings(given: dict[str, Any], is_causal: bool) -> DiffmixConfig:
     unknown = sorted(set(given) - set(DIFFUSION_SETTINGS))
     if unknown:
         raise RequestError(f"config.{unknown[0]} is no setting; give some of {', '.join(DIFFUSION_SETTINGS)}")
@@ -86,7 +92,13 @@ def diffused_attention(
         raise RequestError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; with {_NAME} give [batch, tokens], 1 at real tokens"
         )
-    settings = diffusion_settings(config, bool(is_causal) and getattr(config, "is_causal", True) is not False)
+    if sliding_window is None:
+        sliding_window = _unsaid_window(module, config)
+    pattern, coefficients, hop_dropout = _plan(
+        bool(is_causal) and getattr(config, "is_causal", True) is not False,
+        sliding_window,
+        tuple(sorted((name, _fixed(value)) for name, value in vars(config).items() if name.startswith("diffusion_"))),
+    )
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
@@ -94,14 +106,34 @@ def diffused_attention(
         query,
         key,
         value,
-        _within(settings.diffusion_pattern(), sliding_window),
-        coefficients=settings.diffusion_weights(),
+        pattern,
+        coefficients=coefficients,
         padding_mask=None if attention_mask is None else attention_mask.bool(),
         dropout_p=dropout,
-        hop_dropout_p=settings.diffusion_hop_dropout if module.training else 0.0,
+        hop_dropout_p=hop_dropout if module.training else 0.0,
         scale=scaling,
     )
     return mixed.transpose(1, 2).contiguous(), None
+
+
+@torch.compiler.assume_constant_result  # a compiled graph holds its result, and is made anew for other arguments
+def _plan(
+    is_causal: bool, sliding_window: int | None, given: tuple[tuple[str, Any], ...]
+) -> tuple[SparsePattern, tuple[float, ...], float]:
+    """The pattern of a layer, its coefficients and its dropout of hops, from what a configuration says of diffusion."""
+    settings = _checked_settings(dict(given), is_causal)
+    pattern = _within(settings.diffusion_pattern(), sliding_window)
+    return pattern, settings.diffusion_weights(), settings.diffusion_hop_dropout
+
+
+def _fixed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _unsaid_window(module: nn.Module, config: Any) -> int | None:
+    """The window of a layer that leaves it out of the call, as PhiMoE does, whose mask alone has it; None: it has none."""
+    everywhere = None if getattr(config, "layer_types", None) else getattr(config, "sliding_window", None)
+    return getattr(module, "sliding_window", everywhere)
 
 
 def _within(pattern: SparsePattern, sliding_window: int | None) -> SparsePattern:
