@@ -210,6 +210,8 @@ def test_what_a_cache_cannot_do_is_said():
     fixed = StaticCache(model.config, max_cache_len=8)
     with pytest.raises(ValueError, match="give a DynamicCache without offloading, or use_cache=False"):
         model(torch.ones(1, 3, dtype=torch.long), past_key_values=fixed)
+    with pytest.raises(ValueError, match=r"for a StaticCache; give a DynamicCache: leave out cache_implementation"):
+        model.generate(torch.ones(1, 3, dtype=torch.long), max_new_tokens=4, cache_implementation="static")
     model = make("neighbor_shared")
     model.config.neighbor_tolerance = 0.1
     with pytest.raises(ValueError, match="set neighbor_tolerance=None"):

@@ -201,6 +201,11 @@ def test_models_that_ask_for_more_are_refused():
     ids = draw_ids(6)
     with pytest.raises(RequestError, match=r"attention_mask has shape \(2, 1, 6, 6\); .* give \[batch, tokens\]"):
         make("bert", "attention_diffusion")(ids, attention_mask=torch.zeros(2, 1, 6, 6, dtype=torch.float64))
+    for name in ("attention_diffusion", "heat_kernel"):
+        with pytest.raises(
+            RequestError, match=f"output_attentions=True, but attn_implementation='{name}' returns no weights"
+        ):
+            make("bert", name)(ids, output_attentions=True)
     with pytest.raises(RequestError, match="the model has a mask of its own"):
         make("llama", "attention_diffusion")(ids, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]), use_cache=False)
     gemma = Gemma2Config(**SMALL, **WIDE, num_key_value_heads=2, head_dim=8)

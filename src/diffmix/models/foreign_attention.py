@@ -21,3 +21,8 @@ def refuse_foreign(module: nn.Module, arguments: Mapping[str, Any], implementati
                 f"{type(module).__name__} {does} ({name}), which attn_implementation={implementation!r} does not do; "
                 "leave this model its own attention"
             )
+    if arguments.get("output_attentions"):
+        raise RequestError(
+            f"output_attentions=True, but attn_implementation={implementation!r} returns no weights; leave it out, or give the "
+            "model attn_implementation='eager'"
+        )

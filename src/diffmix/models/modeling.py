@@ -166,6 +166,13 @@ class DiffmixModel(DiffmixPreTrainedModel):
         past = cache.get_seq_length()
         whole = (values.shape[0], past + values.shape[1])
         mask = None if attention_mask is None else attention_mask.bool()
+        if (
+            mask is not None and mask.ndim == 4 and not isinstance(cache, DynamicCache)
+        ):  # what `generate` makes of it for a cache of fixed size
+            raise ValueError(
+                f"attention_mask has shape {tuple(mask.shape)}, for a {type(cache).__name__}; give a DynamicCache: leave out "
+                "cache_implementation, or set use_cache=False"
+            )
         if mask is not None and mask.shape != whole:
             raise ValueError(
                 f"attention_mask has shape {tuple(mask.shape)}; give {list(whole)}, with the cached tokens"
