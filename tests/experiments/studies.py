@@ -16,7 +16,8 @@ compare: {{axis: epochs, baseline: 1}}
 metrics: [test/accuracy, test/nll]
 """
 
-# Takes a while, fails where a file tells it to, and counts its starts and ends beside the cells' folders.
+# Takes a while, fails where a file tells it to, and counts its starts and ends beside the cells' folders; `again` is the start of
+# a cell that was finished.
 _TRAIN = """
 import json, os, pathlib, sys, time, yaml
 recipe, folder = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
@@ -26,7 +27,8 @@ part = folder / "recipe.yaml.tmp"
 part.write_text(recipe.read_text())
 part.replace(folder / "recipe.yaml")
 record = os.open(folder.parent / "record", os.O_APPEND | os.O_CREAT | os.O_WRONLY)
-os.write(record, f"start {folder.name}\\n".encode())
+word = "again" if (folder / "metrics.json").exists() else "start"
+os.write(record, f"{word} {folder.name}\\n".encode())
 if pathlib.Path("broken").exists() and keys["seed"] == 1:
     sys.exit("error: the data are gone: bring them back")
 time.sleep(float(os.environ.get("TAKES", "0.05")))
@@ -74,6 +76,6 @@ def start_light(folder: Path, *arguments: str, takes: float = 0.05) -> subproces
 
 
 def record(folder: Path) -> list[str]:
-    """What the light cells of a study did: `start CELL` and `end CELL`."""
+    """What the light cells of a study did: `start CELL` (or `again CELL`) and `end CELL`."""
     file = folder / "runs" / "study" / "light" / "record"
     return file.read_text().splitlines() if file.is_file() else []
