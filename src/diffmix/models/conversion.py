@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
@@ -142,7 +143,7 @@ def _read_model(source: str, config: Any) -> Any:
     except OSError as error:
         reason = " ".join(str(error).split())[:120]
         raise RequestError(f"{source} holds no safetensors ({reason}), and nothing else is read") from None
-    except Exception as error:
+    except (SafetensorError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise RunError(f"the weights of {source} cannot be read ({reason}): fetch them again") from None
     left_out = {key for key in report["unexpected_keys"] if not any(spare in key for spare in SPARE_WEIGHTS)}

@@ -139,7 +139,7 @@ def _prepared(
         parts = [half_norm.to(key.dtype)]
         if key.dtype in (torch.bfloat16, torch.float16):
             parts.append((half_norm - parts[0].float()).to(key.dtype))
-        spare = -(key.shape[-1] + len(parts)) % 8  # the kernels are slower with 66 channels than with 72
+        spare = -(key.shape[-1] + len(parts)) % 8  # what the kernels' products are made for
         query = torch.cat([query, query.new_ones(*query.shape[:-1], len(parts))], dim=-1)
         key = torch.cat([key, *parts], dim=-1)
         query, key = F.pad(query, (0, spare)), F.pad(key, (0, spare))
