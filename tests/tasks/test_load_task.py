@@ -18,9 +18,9 @@ def test_unknown_task_and_arguments_out_of_place():
     assert "extra_train: task 'text_file' takes none" in refusal("text_file", extra_train=["x"])
 
 
-@pytest.mark.parametrize("name", ["digits", "language_id"])
+@pytest.mark.parametrize("name", ["digits", "language_id", "distant_symbol-7"])
 def test_embedded_tasks_have_three_splits_and_repeat(name):
-    assert name in TASKS
+    assert name in TASKS or name.startswith("distant_symbol")
     task, again = load_task(name), load_task(name)
     test, test_again = task.load_test(), again.load_test()
     assert test is not None
@@ -58,3 +58,20 @@ def test_language_id_leaks_nothing():
     assert sum({"suisse", "svizzera", "suíça"} <= part for part in folded) == 1
     # 日本 and the like are shared by Chinese and Japanese, "Angola" by most.
     assert not any("angola" in part or "日本" in part for part in folded)
+
+
+def test_a_distant_symbol_stands_at_its_distance_and_nowhere_else():
+    task = load_task("distant_symbol-40")
+    test = task.load_test()
+    assert test is not None
+    for examples in (task.train, task.validation, test):
+        assert isinstance(examples, Examples)
+        ids = examples.input_ids
+        assert ids is not None
+        answers = ids <= len(task.label_names)
+        assert (answers.sum(axis=1) == 1).all()
+        assert (answers.argmax(axis=1) == 40).all()
+        assert np.array_equal(ids[:, 40] - 1, examples.labels)
+    assert "from 1 to 127" in refusal("distant_symbol-128")
+    assert "from 1 to 127" in refusal("distant_symbol-0")
+    assert "unknown task" in refusal("distant_symbol-x")

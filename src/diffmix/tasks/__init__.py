@@ -8,6 +8,7 @@ from pathlib import Path
 
 from diffmix.errors import RequestError
 from diffmix.tasks.data_sets import DATA_SETS, load_data_set
+from diffmix.tasks.distant_symbol import is_distant_symbol, load_distant_symbol
 from diffmix.tasks.examples import Examples, StreamedExamples, TaskData
 from diffmix.tasks.images import IMAGE_SETS, IMAGE_TASKS, load_images
 from diffmix.tasks.rows import Columns
@@ -35,19 +36,20 @@ def load_task(
 ) -> TaskData:
     """The data of a task: train, validation, and test on demand.
 
-    name: one of TASKS. data: a folder of data-set folders, the data set's own folder, or (text_file) a file; None takes
-    $DIFFMIX_DATA, then the hub. validation_fraction: of train, where the source has no validation split (text_file:
-    for a missing test split too). seed: of these cuts, fixed so that runs with different training seeds share them.
-    *_column: column names of text_file; None finds usual ones. extra_train: names of further files in the data set's
+    name: one of TASKS, or `distant_symbol-N`. data: a folder of data-set folders, the data set's own folder, or (text_file) a
+    file; None takes $DIFFMIX_DATA, then the hub. validation_fraction: of train, where the source has no validation split
+    (text_file: for a missing test split too). seed: of these cuts, fixed so that runs with different training seeds share
+    them. *_column: column names of text_file; None finds usual ones. extra_train: names of further files in the data set's
     folder whose rows join train. limit: at most this many rows of each split. stream: text_file only; None reads train
     from disk in every epoch where memory would not hold it.
 
     Raises RequestError, one line with the place and the mend.
     """
-    if name not in TASKS:
+    generated = is_distant_symbol(name)
+    if name not in TASKS and not generated:
         near = difflib.get_close_matches(name, TASKS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise RequestError(f"task: unknown task {name!r}{hint}; known: {', '.join(TASKS)}")
+        raise RequestError(f"task: unknown task {name!r}{hint}; known: {', '.join(TASKS)}, distant_symbol-N")
     if not 0 < validation_fraction <= 0.5:
         raise RequestError(f"validation_fraction: got {validation_fraction}; give a number over 0 and up to 0.5")
     if limit is not None and limit < 1:
@@ -64,6 +66,8 @@ def load_task(
     if name in IMAGE_SETS:
         return load_images(name, data=data, how=how, on_notice=on_notice)
     _refuse_given(name, data=data)
+    if generated:
+        return load_distant_symbol(name, how)
     if name in IMAGE_TASKS:
         return load_images(name, data=data, how=how)
     from diffmix.tasks.language_id import load_language_id
