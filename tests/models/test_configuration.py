@@ -19,9 +19,10 @@ def test_defaults_are_those_of_the_contract():
     assert DiffmixConfig(hidden_size=64).intermediate_size == 256
 
 
-def test_survives_a_round_trip(tmp_path):
+@pytest.mark.parametrize("offsets", [(-4, 0, 4), ((-1, 0, 1), (-2, 2))])
+def test_survives_a_round_trip(tmp_path, offsets):
     config = DiffmixConfig(
-        neighbor_offsets=(-4, 0, 4), neighbor_alpha=0.7, num_labels=3, id2label={0: "a", 1: "b", 2: "c"}
+        neighbor_offsets=offsets, neighbor_alpha=0.7, num_labels=3, id2label={0: "a", 1: "b", 2: "c"}
     )
     config.save_pretrained(tmp_path)
     again = DiffmixConfig.from_pretrained(tmp_path)
@@ -39,6 +40,11 @@ def test_survives_a_round_trip(tmp_path):
         ({"neighbor_alpha": 1.0}, "neighbor_alpha is 1.0"),
         ({"neighbor_offsets": [0, 0]}, "neighbor_offsets is"),
         ({"neighbor_offsets": [0.5]}, "neighbor_offsets is"),
+        ({"neighbor_offsets": [[-1, 0, 1], []]}, "or a list of such lists"),
+        ({"neighbor_offsets": [[-1, 0, 1], 2]}, "or a list of such lists"),
+        ({"neighbor_offsets": [[0], [-2, 2]], "neighbor_shared_steps": True}, "but all steps share weights"),
+        ({"neighbor_offsets": [[0], [1, 2]], "is_causal": True}, "a causal model hears none of [1, 2]"),
+        ({"neighbor_alpha_mode": "residual"}, "give norm_placement='pre'"),
         ({"hidden_size": 30, "neighbor_heads": 4}, "neighbor_heads is 4"),
         ({"mixer": "softmax", "hidden_size": 30}, "num_attention_heads is 4"),
         ({"mixer": "softmax", "hidden_size": 12}, "even number of channels"),

@@ -25,6 +25,12 @@ VARIANTS = {
     "own_steps": {"neighbor_alpha_mode": "channel", "pooling": "mean_max"},
     "pooled_features": {"pooling": "mean_max", "pooling_features": 24},
     "pre_norm": {"norm_placement": "pre", "pooling": "attention", "neighbor_alpha_mode": "learned"},
+    "by_step": {
+        "neighbor_offsets": [[-1, 0, 1], [-2, 0, 2], [-4, 4]],
+        "neighbor_alpha_mode": "residual",
+        "norm_placement": "pre",
+        "gated_mlp": True,
+    },
     "powers_of_two": {"neighbor_offsets": [-4, -2, -1, 0, 1, 2, 4], "neighbor_heads": 2, "pooling": "max"},
     "paper_equation": {"neighbor_update": "mlp_then_mix", "pooling": "first"},
     "batch_norm": {"norm": "batch", "norm_placement": "pre"},

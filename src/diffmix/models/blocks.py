@@ -19,20 +19,27 @@ from diffmix.models.perturbation import Dropout
 
 
 class MLP(nn.Module):
-    """D → intermediate → D with GELU."""
+    """D → intermediate → D: with GELU, or GELU(W h) ⊙ V h where the configuration says `gated_mlp`."""
 
     def __init__(self, config: DiffmixConfig):
         super().__init__()
-        self.expand = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.gated = config.gated_mlp
+        self.expand = nn.Linear(config.hidden_size, (1 + self.gated) * config.intermediate_size)
         self.contract = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[…, D] → […, D]."""
-        return self.contract(F.gelu(self.expand(hidden)))
+        return self.contract(self._activate(self.expand(hidden)))
 
     def after(self, mixer: NeighborMixer, hidden: Tensor, padding_mask: Tensor | None, **context: Any) -> Tensor:
         """MLP(mixer(h)), where the mixer takes the first layer in."""
-        return self.contract(F.gelu(mixer(hidden, padding_mask, then=self.expand, **context)))
+        return self.contract(self._activate(mixer(hidden, padding_mask, then=self.expand, **context)))
+
+    def _activate(self, hidden: Tensor) -> Tensor:
+        if not self.gated:
+            return F.gelu(hidden)
+        gate, value = hidden.chunk(2, dim=-1)
+        return F.gelu(gate) * value
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
@@ -80,21 +87,23 @@ def make_norm(config: DiffmixConfig) -> MaskedLayerNorm | MaskedBatchNorm:
 class DiffusionStep(GradientCheckpointingLayer):
     """One step of attention-free diffusion: h ← Norm(α h + (1-α) MLP(Σ_o W_o h_{i+o})).
 
-    With `norm_placement="pre"`: h ← α h + (1-α) MLP(Σ_o W_o Norm(h)_{i+o}). With `neighbor_update="mlp_then_mix"` the
-    mixture is Σ_o W_o MLP(h_{i+o}), equation 3 of Banavara (2025).
+    With `norm_placement="pre"`: h ← α h + (1-α) MLP(Σ_o W_o Norm(h)_{i+o}), or the same without both weights where
+    `neighbor_alpha_mode` is "residual". With `neighbor_update="mlp_then_mix"` the mixture is Σ_o W_o MLP(h_{i+o}), equation 3
+    of Banavara (2025).
     """
 
-    def __init__(self, config: DiffmixConfig):
+    def __init__(self, config: DiffmixConfig, step: int = 0):
         super().__init__()
-        self.mixer = NeighborMixer(config)
+        self.mixer = NeighborMixer(config, step)
         self.mlp = MLP(config)
         self.norm = make_norm(config)
         self.dropout = Dropout(config.hidden_dropout)
         self.pre_norm = config.norm_placement == "pre"
         self.mix_first = config.neighbor_update == "mix_then_mlp"
+        self.residual = config.neighbor_alpha_mode == "residual"
         self.alpha = config.neighbor_alpha
         self.alpha_logit: nn.Parameter | None = None
-        if config.neighbor_alpha_mode != "fixed":
+        if config.neighbor_alpha_mode in ("channel", "learned"):
             logit = math.log(config.neighbor_alpha / (1 - config.neighbor_alpha))
             channels = config.hidden_size if config.neighbor_alpha_mode == "channel" else 1
             self.alpha_logit = nn.Parameter(torch.full((channels,), logit))
@@ -108,6 +117,8 @@ class DiffusionStep(GradientCheckpointingLayer):
         else:
             update = self.mixer(self.mlp(source), padding_mask, **context)
         update = self.dropout(update).to(hidden.dtype)
+        if self.residual:
+            return hidden + update
         alpha = self.alpha if self.alpha_logit is None else self.alpha_logit.sigmoid().to(hidden.dtype)
         blended = torch.lerp(update, hidden, alpha)
         return blended if self.pre_norm else self.norm(blended, asking)

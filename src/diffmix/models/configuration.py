@@ -16,7 +16,7 @@ POSITION_EMBEDDINGS = ("rotary", "learned", "none")
 POOLINGS = ("mean", "max", "mean_max", "attention", "first")
 NORMS = ("layer", "batch")
 NORM_PLACEMENTS = ("pre", "post")
-ALPHA_MODES = ("fixed", "channel", "learned")
+ALPHA_MODES = ("fixed", "channel", "learned", "residual")
 UPDATES = ("mix_then_mlp", "mlp_then_mix")
 BOUNDARIES = ("zero", "wrap")
 HEAT_FORMS = ("dot", "squared", "normalized")
@@ -37,6 +37,7 @@ class DiffmixConfig(PretrainedConfig):
         num_attention_heads: heads of the attention mixers.
         num_key_value_heads: heads of keys and values, a divisor of num_attention_heads; None: as many.
         intermediate_size: hidden width of the MLP; None: 4·hidden_size.
+        gated_mlp: whether its hidden layer is GELU(W h) ⊙ V h (Shazeer 2020) instead of GELU(W h).
         max_position_embeddings: the longest sequence that a model with learned positions takes, and what tokenizers cut at.
         position_embedding: `"rotary"`, `"learned"` or `"none"`; None: rotary for attention mixers, none for neighbor.
         hidden_dropout: on the update of each block.
@@ -58,9 +59,11 @@ class DiffmixConfig(PretrainedConfig):
         pooling_features: when above 0, that many features GELU(W h_i) of each token are pooled instead of its state: detectors
             of short phrases, of which a long text has more kinds than a state has channels.
         classifier_hidden_size: width of the head's hidden layer; None: hidden_size; 0: a linear head.
-        neighbor_offsets: the neighbourhood, integers relative to the token itself.
+        neighbor_offsets: the neighbourhood, integers relative to the token itself; or a list of such lists, which the steps take
+            in turn: [[-1, 0, 1], [-2, 0, 2], [-4, 0, 4], …] hears 2^k tokens far in k steps.
         neighbor_alpha: α, what a token keeps of its state in a step, 0 < α < 1.
-        neighbor_alpha_mode: α as given (`"fixed"`), learned for each channel (`"channel"`) or as one number a step (`"learned"`).
+        neighbor_alpha_mode: α as given (`"fixed"`), learned for each channel (`"channel"`) or as one number a step (`"learned"`);
+            `"residual"`, for many steps: h + f(Norm(h)), in which what the first steps found does not fade.
         neighbor_heads: independent groups of channels in the mixture.
         neighbor_shared_steps: whether all steps use the same weights (the paper) or each its own.
         neighbor_update: `"mix_then_mlp"`, MLP(Σ_o W_o h_{i+o}) (the authors' code), or `"mlp_then_mix"`, Σ_o W_o MLP(h_{i+o})
@@ -107,6 +110,7 @@ class DiffmixConfig(PretrainedConfig):
         num_attention_heads: int = 4,
         num_key_value_heads: int | None = None,
         intermediate_size: int | None = None,
+        gated_mlp: bool = False,
         max_position_embeddings: int = 4096,
         position_embedding: str | None = None,
         hidden_dropout: float = 0.1,
@@ -124,7 +128,7 @@ class DiffmixConfig(PretrainedConfig):
         pooling: str = "mean",
         pooling_features: int = 0,
         classifier_hidden_size: int | None = None,
-        neighbor_offsets: Sequence[int] = (-1, 0, 1),
+        neighbor_offsets: Sequence[int] | Sequence[Sequence[int]] = (-1, 0, 1),
         neighbor_alpha: float = 0.5,
         neighbor_alpha_mode: str = "fixed",
         neighbor_heads: int = 1,
@@ -160,6 +164,7 @@ class DiffmixConfig(PretrainedConfig):
         self.num_attention_heads = num_attention_heads
         self.num_key_value_heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
         self.intermediate_size = 4 * hidden_size if intermediate_size is None else intermediate_size
+        self.gated_mlp = gated_mlp
         self.max_position_embeddings = max_position_embeddings
         self.position_embedding = position_embedding or ("none" if mixer == "neighbor" else "rotary")
         self.hidden_dropout = hidden_dropout
@@ -177,7 +182,9 @@ class DiffmixConfig(PretrainedConfig):
         self.pooling = pooling
         self.pooling_features = pooling_features
         self.classifier_hidden_size = hidden_size if classifier_hidden_size is None else classifier_hidden_size
-        self.neighbor_offsets = list(neighbor_offsets)
+        self.neighbor_offsets = [
+            list(offset) if isinstance(offset, Sequence) else offset for offset in neighbor_offsets
+        ]
         self.neighbor_alpha = neighbor_alpha
         self.neighbor_alpha_mode = neighbor_alpha_mode
         self.neighbor_heads = neighbor_heads
@@ -337,10 +344,34 @@ class DiffmixConfig(PretrainedConfig):
             return heat(self.diffusion_time, self.diffusion_hops)
         return personalized_pagerank(self.diffusion_alpha, self.diffusion_hops)
 
+    def step_offsets(self, step: int) -> tuple[int, ...]:
+        """Whom a token hears in step number `step`, from 0, with `mixer="neighbor"`; its past only where `is_causal`."""
+        own: Any = self.neighbor_offsets
+        if own and isinstance(own[0], list):
+            own = own[step % len(own)]
+        return tuple(offset for offset in own if offset <= 0 or not self.is_causal)
+
     def _check_neighbor(self) -> None:
-        offsets = self.neighbor_offsets
-        if not offsets or len(set(offsets)) != len(offsets) or any(not isinstance(o, int) for o in offsets):
-            raise ValueError(f"neighbor_offsets is {offsets!r}; give different integers, such as [-1, 0, 1]")
+        given: Any = self.neighbor_offsets
+        by_step = bool(given) and all(isinstance(offsets, list) for offsets in given)
+        for offsets in given if by_step else [given]:
+            if not offsets or any(not isinstance(o, int) for o in offsets) or len(set(offsets)) != len(offsets):
+                raise ValueError(
+                    f"neighbor_offsets is {given!r}; give different integers, such as [-1, 0, 1], or a list of such lists"
+                )
+            if self.is_causal and min(offsets) > 0:
+                raise ValueError(
+                    f"neighbor_offsets is {given!r}, but a causal model hears none of {offsets!r}; add 0 or below"
+                )
+        if by_step and self.neighbor_shared_steps and len(given) > 1:
+            raise ValueError(
+                f"neighbor_offsets is {given!r} but all steps share weights; give one list of offsets, or "
+                "neighbor_shared_steps=False"
+            )
+        if self.neighbor_alpha_mode == "residual" and self.norm_placement == "post":
+            raise ValueError(
+                "neighbor_alpha_mode is 'residual' but norm_placement is 'post'; give norm_placement='pre'"
+            )
         if not 0 < self.neighbor_alpha < 1:
             raise ValueError(f"neighbor_alpha is {self.neighbor_alpha!r}; give a number between 0 and 1, both excluded")
         if self.hidden_size % self.neighbor_heads:

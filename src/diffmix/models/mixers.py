@@ -23,10 +23,9 @@ from diffmix.ops.neighbor_diffusion import diffuse_aligned
 class NeighborMixer(nn.Module):
     """Σ_o W_o h_{i+o} over a fixed neighbourhood: `diffmix.ops.neighbor_diffusion`."""
 
-    def __init__(self, config: DiffmixConfig):
+    def __init__(self, config: DiffmixConfig, step: int = 0):
         super().__init__()
-        offsets = config.neighbor_offsets
-        self.offsets = tuple(offset for offset in offsets if offset <= 0) if config.is_causal else tuple(offsets)
+        self.offsets = config.step_offsets(step)
         self.boundary = config.neighbor_boundary
         channels = config.hidden_size // config.neighbor_heads
         heads = (config.neighbor_heads,) if config.neighbor_heads > 1 else ()

@@ -95,7 +95,7 @@ class DiffmixModel(DiffmixPreTrainedModel):
         self.embedding_dropout = Dropout(config.embedding_dropout)
         if config.mixer == "neighbor":
             distinct = 1 if config.neighbor_shared_steps else config.num_hidden_layers
-            self.layers = nn.ModuleList(DiffusionStep(config) for _ in range(distinct))
+            self.layers = nn.ModuleList(DiffusionStep(config, step) for step in range(distinct))
         else:
             self.layers = nn.ModuleList(AttentionBlock(config) for _ in range(config.num_hidden_layers))
         self.final_norm = make_norm(config) if config.norm_placement == "pre" else None
