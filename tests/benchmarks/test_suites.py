@@ -3,9 +3,11 @@ import json
 import pytest
 
 from diffmix.benchmarks.harness import alternate, medians, ratio, run_worker
+from diffmix.benchmarks.long_range import MIXERS, SHAPE
 from diffmix.benchmarks.specs import Options, model_of, softmax_config, vocabulary_size
 from diffmix.benchmarks.suites import BENCHMARKS, run_benchmark
 from diffmix.errors import RequestError, RunError
+from diffmix.experiments.tables import long_range_table
 from diffmix.models import DiffmixConfig
 from diffmix.training.recipe import load_recipe
 
@@ -123,6 +125,15 @@ def test_scaling(tmp_path, recipe):
     assert result["ratios"]["time"]["median"] == pytest.approx(4)
     assert "softmax/16384" in result["sides"]
     assert "softmax/65536" not in result["sides"]
+
+
+def test_long_range(tmp_path):
+    result = measure("long_range", tmp_path, tokens=20_000)
+    assert result["settings"]["tokens"] == [1_024, 2_048, 4_096, 16_384]
+    assert set(result["ratios"]["neighbor/4096"]) == {"faster", "less_memory"}
+    assert "16,384 tokens" in long_range_table(result)
+    for side in MIXERS.values():
+        DiffmixConfig(**SHAPE, **side)
 
 
 def test_operators(tmp_path):

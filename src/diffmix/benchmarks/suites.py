@@ -12,6 +12,7 @@ from typing import Any
 
 from diffmix.benchmarks.diffusion import diffusion
 from diffmix.benchmarks.harness import Notice, alternate, medians, ratio, run_worker
+from diffmix.benchmarks.long_range import long_range
 from diffmix.benchmarks.specs import (
     Options,
     distilbert_config,
@@ -317,7 +318,7 @@ def paper_memory(options: Options, notice: Notice, worker: Any) -> dict[str, Any
 
 BENCHMARKS: dict[str, Callable[[Options, Notice, Any], dict[str, Any]]] = {
     function.__name__: function
-    for function in (distilbert, obvious, scaling, operators, parts, heat_kernel, diffusion, paper_memory)
+    for function in (distilbert, obvious, scaling, operators, parts, heat_kernel, diffusion, long_range, paper_memory)
 }
 DEFAULT_RECIPE = {
     "distilbert": "ag_news",
@@ -327,6 +328,7 @@ DEFAULT_RECIPE = {
     "parts": None,
     "heat_kernel": None,
     "diffusion": None,
+    "long_range": None,
     "paper_memory": "imdb_paper",
 }
 

@@ -9,7 +9,10 @@ import typer
 
 from diffmix.errors import RequestError
 
-NAMES = "distilbert, obvious, scaling, operators, parts, heat_kernel, diffusion, paper_memory, convergence, equilibrium, swap"
+NAMES = (
+    "distilbert, obvious, scaling, operators, parts, heat_kernel, diffusion, long_range, paper_memory, convergence, "
+    "equilibrium, swap"
+)
 
 
 def bench(

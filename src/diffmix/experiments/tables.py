@@ -226,6 +226,29 @@ def scaling_table(result: Mapping[str, Any]) -> str:
     return f"{table}\n\n{growth}One training step, batch {result['settings']['batch']}, {result['dtype']}. {_caption(result)}"
 
 
+def long_range_table(result: Mapping[str, Any]) -> str:
+    """Time and memory of a training step of each mixer by length, and against softmax."""
+    settings, sides, ratios = result["settings"], result["sides"], result["ratios"]
+    rows = []
+    for name in settings["mixers"]:
+        for what, key, form in (
+            ("time", "seconds_per_step", lambda seconds: f"{seconds:.3g} s"),
+            ("memory", "peak_memory_bytes", short_size),
+        ):
+            cells = []
+            for length in settings["tokens"]:
+                against = ratios.get(f"{name}/{length}")
+                better = against and against["faster" if what == "time" else "less_memory"]["median"]
+                cells.append(form(sides[f"{name}/{length}"][key]) + (f" ({better:.3g}x)" if better else ""))
+            rows.append([f"`{name}`, {what}", *cells])
+    headings = ["", *(f"{length:,} tokens" for length in settings["tokens"])]
+    about = (
+        f"One training step of {settings['num_hidden_layers']} layers of width {settings['hidden_size']}, batch "
+        f"{settings['batch']}, {result['dtype']}; in brackets how many times faster, or smaller, than `softmax`."
+    )
+    return f"{markdown(headings, rows)}\n\n{about} {_caption(result)}"
+
+
 def operators_table(result: Mapping[str, Any]) -> str:
     """The candidates for the fast path, in milliseconds and against the rolled linears."""
     sides, ratios = result["sides"], result["ratios"]
@@ -339,6 +362,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "parts": (("bench-parts",), parts_table),
     "heat_kernel": (("bench-heat_kernel",), heat_kernel_table),
     "diffusion": (("bench-diffusion",), diffusion_table),
+    "long_range": (("bench-long_range",), long_range_table),
     "paper_memory": (("bench-paper_memory",), paper_memory_table),
     "convergence": (("convergence",), convergence_table),
 }
