@@ -190,7 +190,8 @@ _PAIRED = (
     "processes in turn, one training step of the paper's preset and of DistilBERT's shape, same dtype and optimizer"
 )
 _COMPARE_AG = (
-    "diffmix compare ag_news ag_news_paper ag_news:model=tfidf ag_news:model=distilbert,learning_rate=0.0001 --seeds 3"
+    "diffmix compare ag_news ag_news:extra_train=descriptions ag_news_paper ag_news:model=tfidf "
+    "ag_news:model=distilbert,learning_rate=0.0001,epochs=1 --seeds 3"
 )
 _COMPARE_IMDB = (
     "diffmix compare imdb imdb:pretraining=null,self_training=null,epochs=5 imdb_paper imdb:model=tfidf --seeds 3"

@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from diffmix.errors import RequestError
-from diffmix.experiments import claims_heat_kernel, claims_neighbor
+from diffmix.experiments import claims_diffuser, claims_heat_kernel, claims_neighbor
 from diffmix.experiments.claims import claims_table
 from diffmix.experiments.results import describe_environment, read_result
 from diffmix.report.text import short_count, short_size
 
 _DISTILBERT_RATIOS = ("less_memory", "less_memory_fused", "more_tokens_per_second", "more_tokens_per_second_fused")
-_CLAIMS = {"claims-neighbor": claims_neighbor.CLAIMS, "claims-heat_kernel": claims_heat_kernel.CLAIMS}
+_CLAIMS = {
+    "claims-neighbor": claims_neighbor.CLAIMS,
+    "claims-heat_kernel": claims_heat_kernel.CLAIMS,
+    "claims-diffuser": claims_diffuser.CLAIMS,
+}
 _BLOCK = re.compile(r"<!-- table: (?P<name>[^>]*?) -->\n(?P<body>.*?)<!-- end -->", re.DOTALL)
 
 
