@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffmix.benchmarks.diffusion import diffusion
-from diffmix.benchmarks.sparse_attention import LAYERS, OPERATORS, build_side, edge_list, measure_sparse_attention
+from diffmix.benchmarks.sparse_attention import LAYERS, OPERATORS, build_side, edge_list, flex, measure_sparse_attention
 from diffmix.benchmarks.specs import Options
 from diffmix.benchmarks.suites import run_benchmark
 from diffmix.errors import RequestError
@@ -23,6 +23,16 @@ def test_the_edge_list_computes_the_same():
         results.append((out, *torch.autograd.grad((out * probe).sum(), states)))
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("causal", [False, True])
+def test_flex_attention_computes_the_same(causal):
+    pattern = SparsePattern(4, 2, 1, causal=causal)
+    states = [torch.randn(1, 2, 300, 16) for _ in range(3)]
+    theta = personalized_pagerank(0.1, 3)
+    expected = reference.attention_diffusion(*states, pattern, coefficients=theta)
+    torch.testing.assert_close(flex(*states, pattern, coefficients=theta), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_layers_attend_to_the_same_tokens():
@@ -74,6 +84,21 @@ def test_the_benchmark_compares_and_shows_it(tmp_path):
     assert "| faster than an edge list " in table
     assert "| edge list " in table
     assert "4 heads of 64, window 64, global tokens 16, random links 8, 5 hops, fp32." in table
+
+
+def test_on_cuda_the_candidates_are_compared():
+    """A worker that takes twice as long for blocks, and ten times for torch's own."""
+
+    def worker(spec):
+        slow = {"triton": 1, "flex": 10}.get(spec["side"], 2)
+        return {"seconds": slow * spec["tokens"], "peak_memory_bytes": slow * spec["tokens"]}
+
+    options = Options(dtype="bf16", device="cuda", tokens=1024, repetitions=1)
+    ratios = {name: ratio["median"] for name, ratio in diffusion(options, lambda _: None, worker)["ratios"].items()}
+    assert ratios["triton, faster than blocks"] == 2
+    assert ratios["triton, memory of blocks"] == 0.5
+    assert ratios["flex, faster than blocks"] == 0.2
+    assert ratios["triton, time of twice the tokens"] == ratios["flex, time of twice the tokens"] == 2
 
 
 @pytest.mark.parametrize(

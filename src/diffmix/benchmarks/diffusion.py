@@ -19,7 +19,9 @@ SHORTEST = 4 * 2 * PATTERN["window"]  # so that a quarter is a multiple of Longf
 def diffusion(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     """Attention diffusion, forward with backward, with N tokens (16,384, or `tokens`): against torch's fused attention at N,
     against itself at 2N, against an edge list at N/4, against its definition at N or, where memory is short, N/4; and as a layer
-    with its projections, of 1 and of 5 hops, against Hugging Face's Longformer attention at N/4."""
+    with its projections, of 1 and of 5 hops, against Hugging Face's Longformer attention at N/4. On CUDA also its candidates for
+    that device at N and 2N: blocks, Triton kernels, and torch's `flex_attention` hop by hop."""
+    from diffmix.benchmarks.sparse_attention import CUDA_OPERATORS
     from diffmix.training.hardware import free_memory
 
     tokens = options.tokens or TOKENS
@@ -47,6 +49,9 @@ def diffusion(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
         f"layer of {HOPS} hops/{short}": side("layer", short),
         f"longformer/{short}": side("longformer", short),
     }
+    if options.device == "cuda":
+        lengths = (tokens, 2 * tokens)
+        sides |= {f"{name}/{length}": side(name, length) for name in CUDA_OPERATORS for length in lengths}
     runs = alternate(sides, options.repetitions, notice=notice, worker=worker)
     ours, sdpa = runs[f"ours/{tokens}"], runs[f"sdpa/{tokens}"]
     again, longformer = runs[f"recompute/{tokens}"], runs[f"longformer/{short}"]
@@ -63,6 +68,13 @@ def diffusion(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     for name in ("layer of 1 hop", f"layer of {HOPS} hops"):
         ratios[f"{name}, faster than Longformer's"] = ratio(longformer, runs[f"{name}/{short}"], "seconds")
         ratios[f"{name}, less memory than Longformer's"] = ratio(longformer, runs[f"{name}/{short}"], memory)
+    if options.device == "cuda":
+        blocked = runs[f"blocked/{tokens}"]
+        for name in CUDA_OPERATORS[1:]:
+            ratios[f"{name}, faster than blocks"] = ratio(blocked, runs[f"{name}/{tokens}"], "seconds")
+            ratios[f"{name}, memory of blocks"] = ratio(runs[f"{name}/{tokens}"], blocked, memory)
+            twice = runs[f"{name}/{2 * tokens}"]
+            ratios[f"{name}, time of twice the tokens"] = ratio(twice, runs[f"{name}/{tokens}"], "seconds")
     return {
         "settings": {"tokens": tokens, **SHAPE, "pattern": PATTERN, "hops": HOPS, "alpha": ALPHA},
         "sides": medians(runs),

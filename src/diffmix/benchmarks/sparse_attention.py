@@ -20,6 +20,7 @@ from diffmix.patterns import SparsePattern
 from diffmix.training.hardware import peak_memory, reset_peak_memory, resident_memory
 
 OPERATORS = ("ours", "recompute", "sdpa", "materialised", "edge_list")
+CUDA_OPERATORS = ("blocked", "triton", "flex")  # the candidates for `diffmix.ops.kernels.CUDA_BACKEND`, and torch's own
 LAYERS = ("layer", "longformer")
 
 
@@ -39,6 +40,43 @@ def edge_list(
         messages = weights.unsqueeze(-1) * mixed[:, :, heard]  # [1, H, E, C]
         mixed = torch.zeros_like(value).index_add(2, hears, messages) + coefficient * value
     return mixed
+
+
+def flex(query: Tensor, key: Tensor, value: Tensor, pattern: SparsePattern, *, coefficients: Sequence[float]) -> Tensor:
+    """Attention diffusion as torch's `flex_attention`, hop by hop: compiled on CUDA; elsewhere it has no backward pass.
+
+    It skips blocks of 128 x 128 that hold no edge. Random links reach nearly every block of a long row, and who is linked is
+    looked up in a table of N x N booleans.
+    """
+    attend = _flex_attention(pattern, query.shape[2], query.device)
+    mixed = coefficients[-1] * value
+    for coefficient in reversed(coefficients[:-1]):
+        mixed = coefficient * value + attend(query, key, mixed)
+    return mixed
+
+
+@functools.lru_cache(maxsize=1)
+def _flex_attention(pattern: SparsePattern, tokens: int, device: torch.device) -> Callable[..., Any]:
+    """`flex_attention` over the edges of a pattern."""
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    needed = pattern.blocks(tokens, 128)
+    count = needed.sum(-1, dtype=torch.int32)
+    order = needed.to(torch.int32).argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+    edges = pattern.dense(tokens).to(device)
+
+    def heard(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return edges[query, key]
+
+    blocks = BlockMask.from_kv_blocks(
+        count[None, None].to(device),
+        order[None, None].to(device),
+        BLOCK_SIZE=128,
+        mask_mod=heard,
+        seq_lengths=(tokens, tokens),
+    )
+    attend = torch.compile(flex_attention) if device.type == "cuda" else flex_attention
+    return functools.partial(attend, block_mask=blocks)
 
 
 class DiffusionLayer(nn.Module):
@@ -100,6 +138,9 @@ def build_side(
     return {
         "ours": functools.partial(attention_diffusion, pattern=graph, coefficients=theta),
         "recompute": functools.partial(attention_diffusion, pattern=graph, coefficients=theta, recompute=True),
+        "blocked": functools.partial(attention_diffusion, pattern=graph, coefficients=theta, backend="blocked"),
+        "triton": functools.partial(attention_diffusion, pattern=graph, coefficients=theta, backend="triton"),
+        "flex": functools.partial(flex, pattern=graph, coefficients=theta),
         "sdpa": F.scaled_dot_product_attention,
         "materialised": functools.partial(materialised, pattern=graph, coefficients=theta),
         "edge_list": functools.partial(edge_list, pattern=graph, coefficients=theta),
@@ -120,7 +161,7 @@ def measure_sparse_attention(
     steps: int,
     baseline: int,
 ) -> dict[str, float]:
-    """A side, one of OPERATORS or LAYERS, forward with backward on one row.
+    """A side, one of OPERATORS, CUDA_OPERATORS or LAYERS, forward with backward on one row.
 
     Returns:
         `seconds`, the median over `steps`, and `peak_memory_bytes`, inputs included, above what the process held before them

@@ -17,6 +17,7 @@ from diffmix.ops.alignment import align, aligned_positions, unalign
 from diffmix.ops.checks import check_attention_diffusion, check_finite_scores
 from diffmix.ops.coefficients import personalized_pagerank
 from diffmix.ops.diffusion_passes import HopOptions, Kept, diffuse, diffuse_backward
+from diffmix.ops.kernels import BACKENDS, by_kernels
 from diffmix.ops.sparse_hops import Weights
 from diffmix.ops.sparse_layout import Layout, make_layout
 from diffmix.patterns import SparsePattern
@@ -38,12 +39,14 @@ def attention_diffusion(
     hop_dropout_p: float = 0.0,
     scale: float | None = None,
     recompute: bool = False,
+    backend: str = "auto",
 ) -> Tensor:
     """Attention whose reach grows by diffusion: Σ_k θ_k A^k V with A = softmax of scale·q·k over the edges of `pattern`.
 
     A is computed once, for all hops, from Y_K = θ_K V and Y_k = θ_k V + A Y_{k+1} to Y_0, which is the result. Time and memory
     grow with the number of edges: no N × N matrix is made. The window is computed as products of blocks, what global tokens
-    hear and say as dense products, and random links as sparse ones. (On CUDA the same code runs, in blocks too.)
+    hear and say as dense products, and random links as sparse ones. On CUDA the same code runs, or by choice Triton kernels that
+    make A anew in every hop and never store it.
 
     For the backward pass A and Y_1 … Y_{K-1} are kept, or with `recompute` computed again, which takes about a third longer and
     leaves nothing but the arguments in memory. A compiled graph always computes them again.
@@ -57,17 +60,22 @@ def attention_diffusion(
         dropout_p: of the edges: weights of A, the same ones for all hops.
         hop_dropout_p: of the states Y_{k+1} that a hop hears, anew in each. Both are rounded to multiples of 2^-16.
         scale: of the scores; None: 1/√D.
-        recompute: see above.
+        recompute: see above. The kernels keep Y_0 … Y_K and a number for each row of A.
+        backend: `"blocked"`, `"triton"`, or `"auto"`: what `diffmix.ops.kernels.CUDA_BACKEND` says on CUDA, where it
+            can run, elsewhere `"blocked"`. The kernels have no dropout: calls with it take `"blocked"`, whatever is asked for.
 
     Returns:
         [B, H, N, D], the dtype of `query` (that of autocast, inside autocast). 0 at padding.
 
     Raises:
-        ValueError: an argument that does not fit, scores that are not finite (looked at on CPUs, outside of compiled graphs).
+        ValueError: an argument that does not fit, scores that are not finite (looked at on CPUs, outside of compiled graphs),
+            `"triton"` asked for where it cannot run.
 
     Source: Feng et al. (2023).
     """
     check_attention_diffusion(query, key, value, pattern, coefficients, padding_mask, dropout_p, hop_dropout_p, scale)
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; give one of {', '.join(BACKENDS)}")
     device = query.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -94,6 +102,7 @@ def attention_diffusion(
         hop_dropout_p=hop_dropout_p,
         scale=factor,
         recompute=recompute,
+        backend=backend,
     )
     return mixed if positions is None else unalign(mixed, positions)
 
@@ -110,6 +119,7 @@ def diffuse_attention_aligned(
     dropout_p: float = 0.0,
     hop_dropout_p: float = 0.0,
     recompute: bool = False,
+    backend: str = "auto",
 ) -> Tensor:
     """`attention_diffusion` for rows whose real tokens stand first, `lengths` [B] of them (None: all). Nothing is checked.
 
@@ -124,7 +134,7 @@ def diffuse_attention_aligned(
     keep = differentiable and not recompute and not torch.compiler.is_compiling()
     theta = [float(coefficient) for coefficient in coefficients]
     return torch.ops.diffmix.attention_diffusion(
-        query, key, value, lengths, seed, pattern.spec, theta, dropout_p, hop_dropout_p, scale, keep
+        query, key, value, lengths, seed, pattern.spec, theta, dropout_p, hop_dropout_p, scale, backend, keep
     )[0]
 
 
@@ -182,9 +192,15 @@ def _forward(
     dropout_p: float,
     hop_dropout_p: float,
     scale: float,
+    backend: str,
     keep: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """The result, and what the backward pass needs if `keep`."""
+    if by_kernels(backend, query, value, dropout_p, hop_dropout_p):
+        from diffmix.ops.kernels import diffusion
+
+        result, kept = diffusion.forward(query, key, value, lengths, _pattern(pattern), coefficients, scale, keep)
+        return _empty_result(query, value).copy_(result), kept
     options = HopOptions(coefficients, dropout_p, hop_dropout_p, scale, 0 if seed is None else int(seed))
     mixed = _empty_result(query, value)
     kept: list[Tensor] = []
@@ -231,10 +247,18 @@ def _backward(
     dropout_p: float,
     hop_dropout_p: float,
     scale: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value."""
-    options = HopOptions(coefficients, dropout_p, hop_dropout_p, scale, 0 if seed is None else int(seed))
     grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    if by_kernels(backend, query, value, dropout_p, hop_dropout_p):
+        from diffmix.ops.kernels import diffusion
+
+        known = (kept, lengths, _pattern(pattern), coefficients, scale)
+        for target, found in zip(grads, diffusion.backward(grad, query, key, value, *known), strict=True):
+            target.copy_(found)
+        return grads
+    options = HopOptions(coefficients, dropout_p, hop_dropout_p, scale, 0 if seed is None else int(seed))
     count = 3 + len(coefficients) - 2
     for number, (rows, heads) in enumerate(_groups(query)):
         part = (query[rows, heads], key[rows, heads], value[rows, heads])
@@ -307,7 +331,7 @@ def _define() -> torch.library.Library:
     """Both passes as operators of torch, so that compiled graphs can hold them. (`torch.library.custom_op` would do it in fewer
     lines, but loads the compiler, seconds and 90 MB, at its first call.)"""
     library = torch.library.Library("diffmix", "FRAGMENT")
-    options = "str pattern, float[] coefficients, float dropout_p, float hop_dropout_p, float scale"
+    options = "str pattern, float[] coefficients, float dropout_p, float hop_dropout_p, float scale, str backend"
     rest = f"Tensor? lengths, Tensor? seed, {options}"
     states = "Tensor query, Tensor key, Tensor value"
     library.define(f"attention_diffusion({states}, {rest}, bool keep) -> (Tensor, Tensor[])")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor
 from diffmix.ops.kernels import sparse_attention
 from diffmix.patterns import SparsePattern
 
-# Rows of a program and columns of a block, by the size of a value in bytes: with heads of 128 channels the operands of a step stay
-# below 100 kB, what a small GPU has for a program. Chosen by this count, not by measurement.
+# Rows of a program and columns of a block, by the size of a value in bytes. With heads of up to 128 channels the compiler then
+# takes less than the 99 kB of shared memory that small GPUs have for a program. Chosen by that count, not by measurement.
 BLOCK = {2: 64, 4: 32}
 STRETCH = 1024  # columns that a program goes through for the rows of global tokens; a multiple of the blocks
 
@@ -53,19 +53,20 @@ def forward(
     pattern: SparsePattern,
     theta: Sequence[float],
     scale: float,
+    keep: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Y_0 [B, H, N, C], 0 at padding, and what `backward` may be given: ln Σ exp of each row, and Y_0 … Y_K.
+    """Y_0 [B, H, N, C], 0 at padding, and with `keep` what `backward` may be given: ln Σ exp of each row, and Y_0 … Y_K.
 
     Y_K = θ_K V and Y_k = θ_k V + A Y_{k+1}; A is made anew from queries and keys in every hop, and never stored.
     """
     with _on(query):
         problem = _problem(query, key, lengths, pattern, scale)
         total = _log_sum_exp(problem)
-        states = _hops(problem, total, _flat(value), theta)
+        states = _hops(problem, total, _flat(value), theta, keep)
     mixed = states[0].unflatten(0, query.shape[:2])
     if lengths is not None:
         mixed = mixed.masked_fill(_beyond(lengths, query), 0.0)
-    return mixed, [total, states]
+    return mixed, [total, states] if keep else []
 
 
 def backward(
@@ -81,8 +82,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value; what `forward` kept is computed again where `kept` is empty.
 
-    With P_0 the gradient of Y_0 and P_{k+1} = Aᵀ P_k, that of V is Σ_k θ_k P_k and that of A is dA = Σ_k P_k Y_{k+1}ᵀ. Through the
-    softmax a row of it loses c_i = Σ_j A_ij dA_ij = Σ_k P_k,i · (Y_k - θ_k V)_i, a sum over channels and not over edges.
+    With P_0 the gradient of Y_0 and P_{k+1} = Aᵀ P_k, that of V is Σ_k θ_k P_k and that of A is dA = Σ_k P_k Y_{k+1}ᵀ. Through
+    the softmax a row of it loses c_i = Σ_j A_ij dA_ij = Σ_k P_k,i · (Y_k - θ_k V)_i, a sum over channels and not over edges.
     """
     shape, hops = query.shape[:2], len(theta) - 1
     if lengths is not None:
@@ -94,7 +95,7 @@ def backward(
             total, states = kept
         else:
             total = _log_sum_exp(problem)
-            states = _hops(problem, total, flat, theta)
+            states = _hops(problem, total, flat, theta, keep=True)
         flows = torch.empty_like(states)
         flows[0] = _flat(grad)
         found = torch.zeros(flat.shape, dtype=torch.float32, device=flat.device)
@@ -140,12 +141,14 @@ def _edges(pattern: SparsePattern, tokens: int, device: str) -> tuple[tuple[Side
     return (plain, transposed), pattern.global_positions(tokens).to(device, torch.int32)
 
 
-def _hops(problem: Problem, total: Tensor, value: Tensor, theta: Sequence[float]) -> Tensor:
-    """Y_0 … Y_K, [K + 1, R, N, C]."""
-    states = value.new_empty(len(theta), *value.shape)
-    torch.mul(value, theta[-1], out=states[-1])
-    for hop in reversed(range(len(theta) - 1)):
-        _multiply(problem, total, states[hop + 1], states[hop], value, theta[hop])
+def _hops(problem: Problem, total: Tensor, value: Tensor, theta: Sequence[float], keep: bool) -> Tensor:
+    """Y_0 … Y_K, [K + 1, R, N, C]; without `keep` only the first of them is what stands at its place."""
+    hops = len(theta) - 1
+    room = hops + 1 if keep else 2
+    states = value.new_empty(room, *value.shape)
+    torch.mul(value, theta[-1], out=states[hops % room])
+    for hop in reversed(range(hops)):
+        _multiply(problem, total, states[(hop + 1) % room], states[hop % room], value, theta[hop])
     return states
 
 
@@ -231,7 +234,7 @@ def _launch(kernel: Any, problem: Problem, arguments: tuple[Any, ...], *, every:
         COLUMNS=block,
         STRETCH=STRETCH,
         **options,
-        num_warps=4,
+        num_warps=4 if channels <= 64 and options.get("C", 0) <= 64 else 8,
         num_stages=2,
     )
 

@@ -141,7 +141,9 @@ def log_sum_exp(
             total = total * tl.exp(highest - safe) + tl.exp(score - safe)
             highest = new
     heard_any = total > 0
-    tl.store(result + target, tl.where(heard_any, highest + tl.log(tl.where(heard_any, total, 1.0)), highest), mask=there)
+    tl.store(
+        result + target, tl.where(heard_any, highest + tl.log(tl.where(heard_any, total, 1.0)), highest), mask=there
+    )
 
 
 @jit
