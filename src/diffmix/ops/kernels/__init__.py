@@ -35,9 +35,9 @@ def _reason_against(query: Tensor, value: Tensor) -> str | None:
     """
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; install it, or give backend='blocked'"
-    import triton  # pyright: ignore[reportMissingImports]
+    from triton import knobs  # pyright: ignore[reportMissingImports]
 
-    interpreted = bool(triton.knobs.runtime.interpret)
+    interpreted = bool(knobs.runtime.interpret)
     if query.device.type != "cuda" and not (interpreted and query.device.type == "cpu"):
         return f"query is on {query.device.type}; move it to cuda, or give backend='blocked'"
     if query.dtype not in _DTYPES:
