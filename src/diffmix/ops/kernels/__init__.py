@@ -31,7 +31,7 @@ def by_kernels(backend: str, query: Tensor, value: Tensor, dropout_p: float, hop
 def _reason_against(query: Tensor, value: Tensor) -> str | None:
     """Why the kernels cannot take these states [B, H, N, D] and [B, H, N, C], with the mend; None where they can.
 
-    They run on CUDA, and on CPUs in Triton's interpreter (TRITON_INTERPRET=1 before the first call), which is for tests.
+    They run on CUDA, and on CPUs in Triton's interpreter (TRITON_INTERPRET=1, set before Triton is imported), which is for tests.
     """
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; install it, or give backend='blocked'"
