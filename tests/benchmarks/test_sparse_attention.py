@@ -6,7 +6,7 @@ from diffmix.benchmarks.sparse_attention import LAYERS, OPERATORS, build_side, e
 from diffmix.benchmarks.specs import Options
 from diffmix.benchmarks.suites import run_benchmark
 from diffmix.errors import RequestError
-from diffmix.experiments.tables import diffusion_table
+from diffmix.experiments.benchmark_tables import diffusion_table
 from diffmix.ops import personalized_pagerank, reference
 from diffmix.patterns import SparsePattern
 

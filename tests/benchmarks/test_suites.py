@@ -7,7 +7,7 @@ from diffmix.benchmarks.long_range import MIXERS, SHAPE
 from diffmix.benchmarks.specs import Options, model_of, softmax_config, vocabulary_size
 from diffmix.benchmarks.suites import BENCHMARKS, run_benchmark
 from diffmix.errors import RequestError, RunError
-from diffmix.experiments.tables import long_range_table
+from diffmix.experiments.benchmark_tables import long_range_table
 from diffmix.models import DiffmixConfig
 from diffmix.training.recipe import load_recipe
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from diffmix.errors import RequestError
-from diffmix.experiments.tables import main, make_table, markdown, regenerate
+from diffmix.experiments.markdown import markdown
+from diffmix.experiments.tables import main, make_table, regenerate
 
 ROOT = Path(__file__).parents[2]
 

@@ -64,7 +64,7 @@ def bench(
             force=force,
             notice=typer.echo,
         )
-        from diffmix.experiments.tables import convergence_table
+        from diffmix.experiments.benchmark_tables import convergence_table
 
         typer.echo(f"\n{convergence_table(measured)}")
         return
@@ -98,7 +98,7 @@ def bench(
 
     from diffmix.benchmarks.specs import Options
     from diffmix.benchmarks.suites import run_benchmark
-    from diffmix.experiments.tables import TABLES
+    from diffmix.experiments.benchmark_tables import BENCHMARK_TABLES
 
     options = Options(
         recipe=recipe,
@@ -112,4 +112,4 @@ def bench(
         data=None if data is None else str(data),
     )
     path, result = run_benchmark(name, options, output, force=force, notice=typer.echo)
-    typer.echo(f"\n{TABLES[name][1](result)}\n\nWrote {path}")
+    typer.echo(f"\n{BENCHMARK_TABLES[name](result)}\n\nWrote {path}")

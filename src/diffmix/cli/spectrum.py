@@ -112,9 +112,9 @@ def _of_patterns(given: dict[str, Any], asked: dict[str, Any], written: dict[str
 
     command = command_line("spectrum", options=asked, defaults={})
     result = measure_spectrum(Grid(**given), command=command, **written)
-    from diffmix.experiments.spectrum_tables import TABLES
+    from diffmix.experiments.spectrum_tables import PATTERN_TABLES
 
-    for make in TABLES.values():
+    for make in PATTERN_TABLES.values():
         typer.echo(f"\n{make(result)}")
 
 

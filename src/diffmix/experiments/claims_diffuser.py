@@ -65,8 +65,8 @@ def _farther(result: Mapping[str, Any]) -> Finding:
         if reach[SPARSE] < distance <= reach[HOPS]:
             between.append(mean_interval([sides[HOPS] - sides[SPARSE] for sides in seeds.values()]))
     numbers = (
-        f"{layers} layers with a window of {window} reach {reach[SPARSE]} tokens without diffusion, {reach[HOPS]} with five hops; "
-        f"accuracy where the answer stands at {'; at '.join(told)}. Guessing gives 10 %"
+        f"{layers} layers with a window of {window} reach {reach[SPARSE]} tokens without diffusion, {reach[HOPS]} with five "
+        f"hops; accuracy where the answer stands at {'; at '.join(told)}. Guessing gives 10 %"
     )
     verdict: Verdict = "undecided"
     if between and all(low > 0 for _, low, _ in between):

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from diffmix.experiments.markdown import markdown
 from diffmix.experiments.results import describe_environment
-from diffmix.experiments.tables import markdown
 
 
 def pattern_name(pattern: Mapping[str, Any]) -> str:
@@ -115,7 +115,7 @@ def distance_table(result: Mapping[str, Any]) -> str:
     return f"{markdown(headings, rows)}\n\n{about} {_caption(result)}"
 
 
-TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+PATTERN_TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "spectrum": gap_table,
     "spectrum_reach": reach_table,
     "spectrum_map": map_table,

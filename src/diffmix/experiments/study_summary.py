@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from diffmix.evaluation.intervals import mean_interval
+from diffmix.experiments.markdown import markdown
 from diffmix.experiments.results import describe_environment, portable_spec
 from diffmix.experiments.study_file import SEED, Study
-from diffmix.experiments.tables import markdown
 from diffmix.report.text import short_count, short_size
 
 _HIGHER_IS_BETTER = ("accuracy", "f1", "per_second")

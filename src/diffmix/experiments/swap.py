@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffmix.errors import RequestError
+from diffmix.experiments.markdown import markdown
 from diffmix.experiments.results import claim_result, command_line, write_result
 
 TASK = "wikitext2_raw"
@@ -109,8 +110,6 @@ def bench_swap(
 
 def swap_table(result: dict[str, Any]) -> str:
     """The Markdown table of a result."""
-    from diffmix.experiments.tables import markdown
-
     headings = (
         "attention",
         "time",
