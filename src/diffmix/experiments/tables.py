@@ -17,6 +17,7 @@ from diffmix.errors import RequestError
 from diffmix.experiments import claims_diffuser, claims_heat_kernel, claims_neighbor
 from diffmix.experiments.benchmark_tables import BENCHMARK_TABLES, convergence_table
 from diffmix.experiments.claims import claims_table
+from diffmix.experiments.long_range_tables import long_range_arena_table
 from diffmix.experiments.markdown import caption, markdown, shown, with_interval
 from diffmix.experiments.results import read_result
 from diffmix.experiments.spectrum_tables import PATTERN_TABLES, distance_table
@@ -130,6 +131,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {  # name → fi
     "classifiers": (("compare-ag_news", "compare-imdb"), comparison_table),
     "demo": (("compare-language_id",), comparison_table),
     "convergence": (("convergence",), convergence_table),
+    "lra": (("study-lra",), long_range_arena_table),
     **{name: ((f"bench-{name}",), table) for name, table in BENCHMARK_TABLES.items()},
     **{name: (("spectrum",), table) for name, table in PATTERN_TABLES.items()},
 }
