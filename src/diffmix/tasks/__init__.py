@@ -11,11 +11,12 @@ from diffmix.tasks.data_sets import DATA_SETS, load_data_set
 from diffmix.tasks.distant_symbol import is_distant_symbol, load_distant_symbol
 from diffmix.tasks.examples import Examples, StreamedExamples, TaskData
 from diffmix.tasks.images import IMAGE_SETS, IMAGE_TASKS, load_images
+from diffmix.tasks.long_range_arena import LRA_TASKS, load_long_range_arena
 from diffmix.tasks.rows import Columns
 from diffmix.tasks.splits import Cut
 from diffmix.tasks.text_file import load_text_file
 
-TASKS = (*DATA_SETS, "text_file", *IMAGE_TASKS, "language_id")
+TASKS = (*DATA_SETS, "text_file", *IMAGE_TASKS, "language_id", *LRA_TASKS)
 
 __all__ = ["TASKS", "Examples", "StreamedExamples", "TaskData", "load_task"]
 
@@ -63,6 +64,8 @@ def load_task(
     if name in DATA_SETS:
         return load_data_set(name, data=data, how=how, extra_train=extra_train, on_notice=on_notice)
     _refuse_given(name, extra_train=extra_train)
+    if name in LRA_TASKS:
+        return load_long_range_arena(name, data=data, how=how, on_notice=on_notice)
     if name in IMAGE_SETS:
         return load_images(name, data=data, how=how, on_notice=on_notice)
     _refuse_given(name, data=data)

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerFast
 
 from diffmix.tasks.examples import Examples, StreamedExamples
+from diffmix.tasks.token_rows import TokenRows
 
 _BATCH = 1024  # texts encoded at a time
 
@@ -89,8 +90,26 @@ class Encoder:
         return text
 
 
-def encode(examples: Examples, tokenizer: PreTrainedTokenizerFast | None, max_length: int) -> EncodedDataset:
-    """A split as token ids, each text cut at `max_length` tokens. Pixel tasks need no tokenizer."""
+class RowsDataset(Dataset):
+    """Rows of ids that stay where they are, on disk perhaps, each cut at `max_length`. Items are as EncodedDataset's."""
+
+    def __init__(self, rows: TokenRows, max_length: int, labels: np.ndarray):
+        self._rows, self._max_length, self._labels = rows, max_length, labels
+        self.lengths = np.minimum(rows.lengths, max_length)  # int64 [n]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input_ids": self._rows[index][: self._max_length], "labels": int(self._labels[index])}
+
+
+def encode(
+    examples: Examples, tokenizer: PreTrainedTokenizerFast | None, max_length: int
+) -> EncodedDataset | RowsDataset:
+    """A split as token ids, each text cut at `max_length` tokens. Tasks that are ids already need no tokenizer."""
+    if isinstance(examples.input_ids, TokenRows):
+        return RowsDataset(examples.input_ids, max_length, examples.labels)
     if examples.input_ids is not None:
         rows = examples.input_ids[:, :max_length]
         offsets = np.arange(len(rows) + 1, dtype=np.int64) * rows.shape[1]

@@ -13,6 +13,8 @@ from typing import overload
 import numpy as np
 import pyarrow as pa
 
+from diffmix.tasks.token_rows import TokenRows
+
 
 class TextColumn(Sequence[str]):
     """A sequence of strings that stays in Arrow memory: `take` and concatenation copy indices, never text.
@@ -76,7 +78,8 @@ class Examples:
     labels: np.ndarray  # int64 [n]
     texts: Sequence[str] | None = None
     pairs: Sequence[str] | None = None  # the second text of pair tasks
-    input_ids: np.ndarray | None = None  # pixel tasks: int [n, length]; 0 is padding and never a pixel
+    # Tasks without a tokenizer, such as pixels: int [n, length], or rows of different lengths; 0 is padding and never an id.
+    input_ids: np.ndarray | TokenRows | None = None
 
     def __post_init__(self) -> None:
         if (self.texts is None) == (self.input_ids is None):
@@ -98,8 +101,13 @@ class Examples:
             labels=self.labels[rows],
             texts=None if self.texts is None else _take(self.texts, rows),
             pairs=None if self.pairs is None else _take(self.pairs, rows),
-            input_ids=None if self.input_ids is None else self.input_ids[rows],
+            input_ids=self._ids_at(rows),
         )
+
+    def _ids_at(self, rows: np.ndarray) -> np.ndarray | TokenRows | None:
+        if isinstance(self.input_ids, TokenRows):
+            return self.input_ids.take(rows)
+        return None if self.input_ids is None else self.input_ids[rows]
 
     def label_counts(self, num_labels: int) -> np.ndarray:
         """Rows of each class, int64 [C]."""
@@ -146,7 +154,8 @@ class TaskData:
     load_test: Callable[[], Examples | None]  # None: the source has no labelled test rows
     facts: dict[str, str | int | float]  # for metrics.json and the model card: source, train_rows, note, …
     load_unlabelled: Callable[[], Sequence[str]] | None = None  # texts without labels, never test's; may be none
-    vocab_size: int | None = None  # pixel tasks only: input ids are below this
+    vocab_size: int | None = None  # tasks without a tokenizer only: input ids are below this
+    pixels: bool = True  # whether the ids of a task without a tokenizer are pixels of images
 
     def all_texts(self) -> Sequence[str] | None:
         """Train's texts and those without labels, to learn from without labels; None where train holds none in memory."""

@@ -203,13 +203,15 @@ def table_images(table: pa.Table, place: Path, image_set: ImageSet) -> Images:
     def pixels(rows: np.ndarray) -> np.ndarray:
         decoded = np.empty((len(rows), image_set.side**2), dtype=np.uint8)
         for place_in_batch, row in enumerate(rows):
-            decoded[place_in_batch] = _grey(files[int(row)]["bytes"].as_py(), image_set.side, f"{place}, row {row + 1}")
+            decoded[place_in_batch] = grey_pixels(
+                files[int(row)]["bytes"].as_py(), image_set.side, f"{place}, row {row + 1}"
+            )
         return decoded
 
     return Images(labels, pixels)
 
 
-def _grey(content: bytes, side: int, place: str) -> np.ndarray:
+def grey_pixels(content: bytes, side: int, place: str) -> np.ndarray:
     """The pixels of an image file, made grey (ITU-R 601): uint8 [P]."""
     try:
         from PIL import Image

@@ -74,7 +74,7 @@ def load_pixels(
 
     def images(examples: Examples | StreamedExamples) -> PixelImages:
         assert isinstance(examples, Examples)
-        assert examples.input_ids is not None
+        assert isinstance(examples.input_ids, np.ndarray)
         return PixelImages(examples.input_ids, levels)
 
     def load_test() -> PixelImages | None:

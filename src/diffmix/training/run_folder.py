@@ -190,7 +190,7 @@ def _pipeline_tag(task: TaskData | LanguageData) -> str:
     """The hub's name of what the model does; pixels as tokens have none of their own."""
     if isinstance(task, LanguageData):
         return "unconditional-image-generation" if isinstance(task.validation, PixelImages) else "text-generation"
-    return "text-classification" if task.vocab_size is None else "image-classification"
+    return "image-classification" if task.vocab_size is not None and task.pixels else "text-classification"
 
 
 def _usage(recipe: Recipe, task: TaskData | LanguageData) -> list[str]:

@@ -1,0 +1,189 @@
+"""The generated tasks: what is drawn, where it is kept, and as TaskData."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffmix.errors import RunError
+from diffmix.tasks.examples import TaskData
+from diffmix.tasks.long_range_arena.cache import GeneratedSet, cached_set, open_ids, read_set, save_array, write_set
+from diffmix.tasks.long_range_arena.chunks import in_order
+from diffmix.tasks.long_range_arena.expressions import VOCAB_SIZE
+from diffmix.tasks.long_range_arena.listops import Expressions, Grammar, check_labels, generate, select
+from diffmix.tasks.long_range_arena.paddles import PathfinderParameters
+from diffmix.tasks.long_range_arena.pathfinder import PATHFINDER, PATHFINDER_X, draw
+from diffmix.tasks.long_range_arena.yardsticks import yardsticks
+from diffmix.tasks.splits import Cut, Facts, describe_limit, limited
+
+SEED = 0  # of the sets, which runs with any seed share
+DIGITS = tuple(str(digit) for digit in range(10))
+CONNECTED = ("not connected", "connected")
+_IMAGES_AT_ONCE = 256
+_VERSION = 1  # raise it when the same parameters give other data
+
+
+@dataclass(frozen=True)
+class GeneratedTask:
+    """How many rows train, validation and test have, and of what."""
+
+    rows: tuple[int, int, int]
+    content: Grammar | PathfinderParameters
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names."""
+        return DIGITS if isinstance(self.content, Grammar) else CONNECTED
+
+    @property
+    def shift(self) -> int:
+        """What is added to stored values: grey value g is the id g + 1."""
+        return 0 if isinstance(self.content, Grammar) else 1
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below this."""
+        return VOCAB_SIZE if isinstance(self.content, Grammar) else 257
+
+    def parameters(self) -> dict[str, Any]:
+        """What the data follow from."""
+        return {"seed": SEED, "version": _VERSION, "rows": list(self.rows), **asdict(self.content)}
+
+
+GENERATED = {
+    "listops": GeneratedTask((96_000, 2_000, 2_000), Grammar(501, 1999)),
+    "listops_short": GeneratedTask((96_000, 2_000, 2_000), Grammar(32, 128)),
+    "pathfinder": GeneratedTask((160_000, 20_000, 20_000), PATHFINDER),
+    "pathfinder_x": GeneratedTask((160_000, 20_000, 20_000), PATHFINDER_X),
+}
+
+
+def given_set(name: str, data: Path) -> GeneratedSet | None:
+    """The generated set of a task in `data` or `data`/NAME; None: there is none. Raises RequestError where it is damaged."""
+    return read_set(data / name, name) or read_set(data, name)
+
+
+def own_set(name: str, on_notice: Callable[[str], None]) -> GeneratedSet:
+    """The set of a task from the cache, generated first where it is not there yet."""
+    parameters = GENERATED[name].parameters()
+    digest = hashlib.blake2b(json.dumps(parameters, sort_keys=True).encode(), digest_size=6).hexdigest()
+    return cached_set(f"{name}-{digest}", name, parameters, lambda folder: _make(name, folder), on_notice)
+
+
+def write_generated(name: str, folder: Path) -> GeneratedSet:
+    """Generate the set of a task into `folder`, which is new or empty."""
+    return write_set(folder, name, GENERATED[name].parameters(), lambda temporary: _make(name, temporary))
+
+
+def to_task(name: str, found: GeneratedSet, how: Cut) -> TaskData:
+    """A generated set as TaskData. Raises RequestError where its files are damaged."""
+    task = GENERATED[name]
+    classes = len(task.labels)
+    train, validation = (found.split(split, classes, task.shift) for split in ("train", "validation"))
+    test = found.split("test", classes, task.shift)  # opened, not read
+    facts: Facts = {
+        "source": f"generated, seed {found.header.get('parameters', {}).get('seed', SEED)}",
+        "train_rows": len(train),
+        "validation_rows": len(validation),
+        "validation": "the source's own",
+        "test": f"{len(test)} rows",
+        **found.header.get("statistics", {}),
+    }
+    describe_limit(facts, how)
+    return TaskData(
+        name=name,
+        label_names=task.labels,
+        train=limited(train, how),
+        validation=limited(validation, how),
+        load_test=lambda: limited(test, how),
+        facts=facts,
+        vocab_size=task.vocab_size,
+        pixels=not isinstance(task.content, Grammar),
+    )
+
+
+def _make(name: str, folder: Path) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    task = GENERATED[name]
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with tqdm(total=sum(task.rows), desc=name, unit=" rows", disable=None) as bar:
+        if isinstance(task.content, Grammar):
+            return _make_listops(task.content, task.rows, folder, workers, bar.update)
+        return _make_pathfinder(task.content, task.rows, folder, workers, bar.update)
+
+
+def _make_listops(
+    grammar: Grammar, rows: tuple[int, int, int], folder: Path, workers: int, progress: Callable[[int], object]
+) -> dict[str, Any]:
+    """Draw, check and write; the median length, the share of the most frequent value, and yardsticks on test."""
+    drawn = generate(sum(rows), SEED, **asdict(grammar), workers=workers, progress=progress)
+    wrong = check_labels(drawn)
+    if len(wrong):
+        raise RunError(f"listops: {len(wrong)} labels are not the values of their expressions; report this as a bug")
+    bounds = np.cumsum([0, *rows])
+    parts = {}
+    for split, first, last in zip(("train", "validation", "test"), bounds[:-1], bounds[1:], strict=True):
+        parts[split] = select(drawn, slice(first, last))
+        for kind in ("ids", "offsets", "labels"):
+            save_array(folder, split, kind, getattr(parts[split], kind))
+    return {**listops_statistics(drawn), **rounded_yardsticks(parts["train"], parts["test"])}
+
+
+def listops_statistics(expressions: Expressions) -> dict[str, Any]:
+    """Of all rows: the median length and the share of the most frequent value."""
+    counts = np.bincount(expressions.labels)
+    return {
+        "length_median": float(np.median(np.diff(expressions.offsets))),
+        "majority_share": round(float(counts.max() / counts.sum()), 4),
+    }
+
+
+def rounded_yardsticks(train: Expressions, test: Expressions) -> dict[str, float]:
+    """Accuracies on test of knowing only a part, as facts."""
+    return {f"yardstick_{name}": round(value, 4) for name, value in yardsticks(train, test).items()}
+
+
+def _make_pathfinder(
+    parameters: PathfinderParameters,
+    rows: tuple[int, int, int],
+    folder: Path,
+    workers: int,
+    progress: Callable[[int], object],
+) -> dict[str, Any]:
+    """Draw and write split by split; every split has half of each label where its rows are even."""
+    pixels = parameters.side**2
+    total, chunk = 0, -(-_IMAGES_AT_ONCE // (2 * len(parameters.paddle_margins))) * 2 * len(parameters.paddle_margins)
+    for number, (split, count) in enumerate(zip(("train", "validation", "test"), rows, strict=True)):
+        ids, labels = open_ids(folder, split, count * pixels), np.empty(count, dtype=np.uint8)
+        pieces = in_order(
+            lambda piece, number=number: draw(parameters, chunk, np.random.default_rng([SEED, number, piece])), workers
+        )
+        for first in range(0, count, chunk):
+            images, drawn = next(pieces)
+            here = slice(first, min(first + chunk, count))
+            kept = _balanced(drawn, here.stop - here.start)
+            ids[here.start * pixels : here.stop * pixels] = images[kept].reshape(-1)
+            labels[here] = drawn[kept]
+            progress(here.stop - here.start)
+        pieces.close()
+        del ids  # flushes it
+        save_array(folder, split, "offsets", np.arange(count + 1) * pixels)
+        save_array(folder, split, "labels", labels)
+        total += int(labels.sum())
+    return {"connected_share": round(total / sum(rows), 4)}
+
+
+def _balanced(labels: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` rows that hold each label equally often, in their order."""
+    if count == len(labels):
+        return np.arange(count)
+    ones, zeros = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    return np.sort(np.concatenate([ones[: count // 2], zeros[: count - count // 2]]))

@@ -1,0 +1,44 @@
+"""Rows of token ids of different lengths in one flat array, which may stay on disk (memory-mapped).
+
+n: rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class TokenRows:
+    """Rows of ids: row i is `flat[offsets[i] : offsets[i + 1]] + shift`. `take` copies indices, never ids.
+
+    flat: any whole numbers, such as a memory-mapped uint8. offsets: int64 [n + 1]. shift: added to what is stored, so that
+    grey values 0 … 255 fit in bytes and 0 remains padding. Raises ValueError where offsets do not fit flat.
+    """
+
+    def __init__(self, flat: np.ndarray, offsets: np.ndarray, *, shift: int = 0, rows: np.ndarray | None = None):
+        if offsets[0] != 0 or offsets[-1] != len(flat) or (np.diff(offsets) < 0).any():
+            raise ValueError(
+                f"offsets: they must rise from 0 to the {len(flat)} ids; give where each row begins, and the end"
+            )
+        self.flat, self.offsets, self.shift = flat, offsets, shift
+        self._rows = rows  # int64; None: all rows in order
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1 if self._rows is None else len(self._rows)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """The ids of a row, int16."""
+        row = range(len(self))[index] if self._rows is None else int(self._rows[index])
+        return self.flat[self.offsets[row] : self.offsets[row + 1]].astype(np.int16) + np.int16(self.shift)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Ids of each row, int64 [n]."""
+        lengths = np.diff(self.offsets)
+        return lengths if self._rows is None else lengths[self._rows]
+
+    def take(self, rows: np.ndarray) -> TokenRows:
+        """The rows at `rows`, in that order, sharing this one's memory."""
+        rows = np.asarray(rows, dtype=np.int64)
+        chosen = rows if self._rows is None else self._rows[rows]
+        return TokenRows(self.flat, self.offsets, shift=self.shift, rows=chosen)
