@@ -247,6 +247,38 @@ def test_data_shows_and_writes_splits(names_csv, diffmix, tmp_path):
     one_line(error, "in use")
 
 
+def test_data_generates_a_set_that_data_reads(diffmix, tmp_path, monkeypatch):
+    from diffmix.tasks.long_range_arena.generated import GENERATED, GeneratedTask
+    from diffmix.tasks.long_range_arena.listops import Grammar
+
+    monkeypatch.setenv("DIFFMIX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(GENERATED, "listops", GeneratedTask((60, 20, 20), Grammar(20, 30)))
+    code, out, _ = diffmix("data", "listops", "--output", tmp_path / "own")
+    assert code == 0
+    assert "length_median" in out
+    assert "yardstick_two_levels" in out
+    code, again, _ = diffmix("data", "listops", "--data", tmp_path / "own")
+    assert (code, again) == (0, out.removesuffix(f"Wrote {tmp_path / 'own'}\n"))
+    assert not (tmp_path / "cache").exists()
+    code, _, error = diffmix("data", "listops", "--output", tmp_path / "own")
+    assert code == 2
+    one_line(error, "in use")
+    code, _, error = diffmix("data", "lra_retrieval")
+    assert code == 2
+    one_line(error, "new_aan_pairs.train.tsv", "newsgroups_retrieval")
+    (tmp_path / "own/set.json").write_text("{", encoding="utf-8")
+    code, _, error = diffmix("data", "listops", "--data", tmp_path / "own")
+    assert code == 2
+    one_line(error, "set.json")
+    (tmp_path / "basic_train.tsv").write_text("Source\tTarget\n[MIN 1 2\t1\n", encoding="utf-8")
+    code, _, error = diffmix("data", "listops", "--data", tmp_path)
+    assert code == 2
+    one_line(error, "basic_train.tsv, line 2", "leaves 1 operators open")
+    code, _, error = diffmix("data", "listops", "--data", tmp_path / "own/set.json")
+    assert code == 2
+    one_line(error, "is a file")
+
+
 def test_data_writes_pixels(diffmix, tmp_path):
     assert diffmix("data", "digits", "--output", tmp_path / "digits")[0] == 0
     table = pq.read_table(tmp_path / "digits/train.parquet")

@@ -164,7 +164,9 @@ def _make_pathfinder(
     for number, (split, count) in enumerate(zip(("train", "validation", "test"), rows, strict=True)):
         ids, labels = open_ids(folder, split, count * pixels), np.empty(count, dtype=np.uint8)
         pieces = in_order(
-            lambda piece, number=number: draw(parameters, chunk, np.random.default_rng([SEED, number, piece])), workers
+            lambda piece, number=number: draw(parameters, chunk, np.random.default_rng([SEED, number, piece])),
+            workers,
+            -(-count // chunk),
         )
         for first in range(0, count, chunk):
             images, drawn = next(pieces)

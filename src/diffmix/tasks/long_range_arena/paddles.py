@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class PathfinderParameters:
     contour_contrast: float  # snake_contrast · paddle_contrast
     distractor_contrast: float  # snake_contrast
     block: int  # strokes of both contours that are tried again together; ours
+    foresight: bool  # whether contours avoid what lies straight ahead; ours
     contour_length: int = 14  # strokes
     distractor_length: int = 4  # contour_length // 3
     padding: int = 1  # free border
@@ -65,10 +67,12 @@ def paddles(parameters: PathfinderParameters, margin: int) -> Paddles:
     ahead = np.arctan2(steps[:, 0], steps[:, 1])
     degrees = np.deg2rad(np.arange(-180, 180))
     drawn = [_patch(parameters, margin, angle) for angle in (*degrees, *(ahead + np.pi))]
-    strokes, masks, grown = (np.stack(kind) for kind in zip(*drawn, strict=True))
+    strokes, masks = (np.stack(kind) for kind in zip(*drawn, strict=True))
     angles = np.concatenate([degrees, ahead])
     # Masks decide at 0.3 and 1.8: what hardly covers a pixel is left out.
-    return Paddles(strokes.shape[1] // 2, _spots(strokes, 1), _spots(masks, 8), _spots(grown, 8), angles, steps)
+    return Paddles(
+        strokes.shape[1] // 2, _spots(strokes, 1), _spots(masks, 8), _spots(_grown(masks, margin), 8), angles, steps
+    )
 
 
 def _spots(patches: np.ndarray, least: int) -> Spots:
@@ -83,10 +87,10 @@ def _spots(patches: np.ndarray, least: int) -> Spots:
     return Spots(places - middle, values)
 
 
-def _patch(parameters: PathfinderParameters, margin: int, angle: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(stroke, mask, grown mask) of a stroke from the middle in direction `angle`, uint8 [2·reach + 1, 2·reach + 1]."""
+def _patch(parameters: PathfinderParameters, margin: int, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """(stroke, mask) of a stroke from the middle in direction `angle`, uint8 [2·reach + 1, 2·reach + 1]."""
     from PIL import Image, ImageDraw
-    from scipy.ndimage import grey_dilation
+    from scipy.ndimage import distance_transform_edt
 
     scale, length = parameters.antialias, parameters.paddle_length
     near = length + int(np.ceil(parameters.paddle_thickness)) + margin
@@ -95,19 +99,24 @@ def _patch(parameters: PathfinderParameters, margin: int, angle: float) -> tuple
     head = [int(np.ceil(middle + length * scale * part)) for part in (np.cos(angle), np.sin(angle))]
     width = round(parameters.paddle_thickness * scale)
     ImageDraw.Draw(large).line([(middle, middle), (head[0], head[1])], fill=FULL, width=width)
-    covered = grey_dilation(np.asarray(large), footprint=disc(margin * scale))
+    away: Any = distance_transform_edt(np.asarray(large) == 0)  # pixels from the stroke
+    covered = np.where(away <= margin * scale, FULL, 0).astype(np.uint8)
     small = (2 * near + 1, 2 * near + 1)
     stroke, mask = (
         np.pad(np.asarray(image.resize(small, Image.Resampling.LANCZOS)), margin)
         for image in (large, Image.fromarray(covered))
     )
-    return stroke, mask, grey_dilation(mask, footprint=disc(margin))
+    return stroke, mask
 
 
-def disc(radius: int) -> np.ndarray:
-    """The pixels at a distance of at most `radius`: bool [2·radius + 1, 2·radius + 1]."""
-    y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
-    return x**2 + y**2 <= radius**2
+def _grown(masks: np.ndarray, margin: int) -> np.ndarray:
+    """The largest value within `margin` pixels of each pixel, uint8 [T, side, side]; the patches' borders are empty."""
+    grown = masks.copy()
+    for y in range(-margin, margin + 1):
+        for x in range(-margin, margin + 1):
+            if x**2 + y**2 <= margin**2:
+                np.maximum(grown, np.roll(masks, (y, x), axis=(1, 2)), out=grown)
+    return grown
 
 
 @functools.lru_cache(maxsize=8)

@@ -11,16 +11,18 @@ n: images.  S: side of a canvas, the image's with a border.  T, Q: patches and t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from diffmix.tasks.long_range_arena.paddles import FULL, Paddles, PathfinderParameters, marker, paddles
 
 # lra_benchmarks/data/pathfinder.py names the values that differ from the defaults of the original generator.
-PATHFINDER = PathfinderParameters(32, 7, 1.5, 20 // 4, 2, 0.5, (1,), 1.0, 2.0 * 0.75, 2.0, block=7)
-PATHFINDER_X = PathfinderParameters(128, 20, 3.0, 35 // 4, 5, 1.5, (2, 3), 1.8, 0.9, 0.9, block=4)
+PATHFINDER = PathfinderParameters(32, 7, 1.5, 20 // 4, 2, 0.5, (1,), 1.0, 2.0 * 0.75, 2.0, block=7, foresight=False)
+PATHFINDER_X = PathfinderParameters(128, 20, 3.0, 35 // 4, 5, 1.5, (2, 3), 1.8, 0.9, 0.9, block=7, foresight=True)
 _ATTEMPTS = 256  # pairs of contours at a time, which fit into a cache
 _BLOCK_TRIES = 12  # the original starts an image anew wherever a contour finds no room, which takes far longer
+_BLIND = 0.02  # with foresight: the weight of a head from where the way straight on is blocked
 _TRIES = 3  # for a stroke (max_paddle_retrial 2)
 _DISTRACTOR_TRIES = 5  # max_distractor_contour_retrial 4
 _PLACES = 48  # looked at for the start of a distractor in each try
@@ -36,15 +38,33 @@ class _Canvas:
     near: np.ndarray  # uint8 [n, S·S]: and a margin round them
 
 
+class _Mark(NamedTuple):
+    """What stood on a layer before strokes were put there."""
+
+    layer: np.ndarray
+    rows: np.ndarray
+    pixels: np.ndarray  # int64 [rows, Q]
+    before: np.ndarray  # uint8 [rows, Q]
+
+
 class Painter:
     """Draws images of some parameters and a margin."""
 
     def __init__(self, parameters: PathfinderParameters, margin: int):
         self.parameters, self.margin = parameters, margin
         self.paddles: Paddles = paddles(parameters, margin)
-        self.border = self.paddles.reach + parameters.paddle_length + 3 * margin + 3
+        self.border = (
+            self.paddles.reach
+            + parameters.paddle_length
+            + 3 * margin
+            + 3
+            + (parameters.paddle_length + 3 * margin if parameters.foresight else 0)
+        )
         self.width = parameters.side + 2 * self.border
         self.steps = self._pixels(self.paddles.steps)
+        # The head of a stroke that would go straight on, relative to the pivot of the one before.
+        radius = parameters.paddle_length + margin
+        self.ahead = self._pixels(np.rint(self.paddles.steps * (2 * radius + margin) / radius).astype(np.int64))
         self.strokes, self.masks, self.grown = (
             (self._pixels(spots.places), spots.values)
             for spots in (self.paddles.strokes, self.paddles.masks, self.paddles.grown)
@@ -62,7 +82,7 @@ class Painter:
         """`count` images, an even number: (uint8 [n, side²], labels uint8 [n]), half of each label."""
         parts, found = [], 0
         while found < count:
-            contours, canvas = self._contours(_ATTEMPTS, rng)
+            contours, canvas = self._contours(min(_ATTEMPTS, 8 * count), rng)
             parts.append((contours, canvas.taken, canvas.near))
             found += len(contours)
         contours, taken, near = (np.concatenate(kind)[:count] for kind in zip(*parts, strict=True))
@@ -110,15 +130,12 @@ class Painter:
         rng: np.random.Generator,
     ) -> np.ndarray:
         """Grow both contours of `rows` by turns by the strokes `numbers`, several times if need be; the rows that found room."""
-        before = [
-            (canvas.taken[rows], canvas.near[rows], pivot[rows]) for canvas, pivot in zip(canvases, pivots, strict=True)
-        ]
+        before = [pivot[rows] for pivot in pivots]
         missing = np.arange(len(rows))
         for _ in range(_BLOCK_TRIES):
-            for canvas, pivot, (taken, near, start) in zip(canvases, pivots, before, strict=True):
-                canvas.taken[rows[missing]] = taken[missing]
-                canvas.near[rows[missing]] = near[missing]
+            for pivot, start in zip(pivots, before, strict=True):
                 pivot[rows[missing]] = start[missing]
+            marks: list[_Mark] = []
             growing = missing
             for number in numbers:
                 for contour in range(2):
@@ -128,9 +145,10 @@ class Painter:
                     growing, here, stroke = growing[fits], here[fits], stroke[fits]
                     pivots[contour][here] = pivot[fits]
                     strokes[here, contour, number] = stroke
-                    self._occupy(canvases[contour], here, last[fits])
-                    self._occupy(canvases[1 - contour], here, stroke)  # the other contour must not cross it
+                    marks += self._occupy(canvases[contour], here, last[fits])
+                    marks += self._occupy(canvases[1 - contour], here, stroke)  # the other contour must not cross it
             missing = np.setdiff1d(missing, growing, assume_unique=True)
+            _erase(marks, rows[missing], len(strokes))
             if not len(missing):
                 break
         return np.delete(rows, missing)
@@ -144,17 +162,16 @@ class Painter:
             missing = np.arange(len(strokes))
             for _ in range(_DISTRACTOR_TRIES):
                 rows, start = self._room(canvas, missing, rng)
-                before = _Canvas(canvas.taken[rows], canvas.near[rows])
+                marks: list[_Mark] = []
                 tried, pivot = rows, self._first_pivot(self._place(start[:, 0]), start[:, 1])
                 drawn = [start]
                 for _ in range(parameters.distractor_length - 1):
                     stroke, pivot, fits = self._extend(canvas, rows, pivot, drawn[-1], rng)
                     rows, pivot = rows[fits], pivot[fits]
                     drawn = [*(earlier[fits] for earlier in drawn), stroke[fits]]
-                    self._occupy(canvas, rows, drawn[-2])
+                    marks += self._occupy(canvas, rows, drawn[-2])
                 self._occupy(canvas, rows, drawn[-1])
-                failed = ~np.isin(tried, rows)
-                canvas.taken[tried[failed]], canvas.near[tried[failed]] = before.taken[failed], before.near[failed]
+                _erase(marks, np.setdiff1d(tried, rows, assume_unique=True), len(strokes))
                 strokes[rows, number] = np.stack(drawn, axis=1)
                 missing = np.setdiff1d(missing, rows)
                 if not len(missing):
@@ -199,6 +216,9 @@ class Painter:
         turn = np.abs(table.angles[360:] - angle[:, None])
         turn = np.minimum(np.minimum(turn, 2 * np.pi - turn) * parameters.continuity, np.pi / 2)
         weights = np.cos(turn) ** 2 * (FULL - canvas.near[rows[:, None], heads].astype(np.float64))
+        if parameters.foresight:
+            straight = heads - self.steps + self.ahead
+            weights *= _BLIND + (FULL - canvas.near[rows[:, None], straight].astype(np.float64)) / FULL
         chances = weights.cumsum(axis=1)
         strokes = np.zeros((len(rows), 2), dtype=np.int64)
         fits = np.zeros(len(rows), dtype=bool)
@@ -229,9 +249,8 @@ class Painter:
         taken = canvas.taken[rows[:, None], strokes[:, :1] + offsets]
         return (taken.astype(np.uint16) + masks < _TOUCH).all(axis=1)
 
-    def _occupy(self, canvas: _Canvas, rows: np.ndarray, strokes: np.ndarray) -> None:
-        _lay(canvas.taken, rows, strokes, self.masks)
-        _lay(canvas.near, rows, strokes, self.grown)
+    def _occupy(self, canvas: _Canvas, rows: np.ndarray, strokes: np.ndarray) -> list[_Mark]:
+        return [_lay(canvas.taken, rows, strokes, self.masks), _lay(canvas.near, rows, strokes, self.grown)]
 
     def _rendered(
         self, contours: np.ndarray, distractors: np.ndarray, labels: np.ndarray, rng: np.random.Generator
@@ -262,11 +281,24 @@ class Painter:
         return np.rint(image * (FULL / image.max(axis=1, keepdims=True))).astype(np.uint8)
 
 
-def _lay(layer: np.ndarray, rows: np.ndarray, strokes: np.ndarray, patches: tuple[np.ndarray, np.ndarray]) -> None:
+def _lay(layer: np.ndarray, rows: np.ndarray, strokes: np.ndarray, patches: tuple[np.ndarray, np.ndarray]) -> _Mark:
     """Put the patch of each stroke, (pixel, patch), on its row of `layer`; the larger value stays."""
     offsets, values = (kind[strokes[:, 1]] for kind in patches)
-    where = (rows[:, None], strokes[:, :1] + offsets)
-    layer[where] = np.maximum(layer[where], values)
+    pixels = strokes[:, :1] + offsets
+    before = layer[rows[:, None], pixels]
+    layer[rows[:, None], pixels] = np.maximum(before, values)
+    return _Mark(layer, rows, pixels, before)
+
+
+def _erase(marks: list[_Mark], rows: np.ndarray, count: int) -> None:
+    """Undo marks on some of the `count` rows, the last ones first."""
+    if not len(rows):
+        return
+    wanted = np.zeros(count, dtype=bool)
+    wanted[rows] = True
+    for mark in reversed(marks):
+        here = wanted[mark.rows]
+        mark.layer[mark.rows[here, None], mark.pixels[here]] = mark.before[here]
 
 
 def draw(parameters: PathfinderParameters, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
