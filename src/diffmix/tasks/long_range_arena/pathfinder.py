@@ -20,7 +20,7 @@ from diffmix.tasks.long_range_arena.paddles import FULL, Paddles, PathfinderPara
 # lra_benchmarks/data/pathfinder.py names the values that differ from the defaults of the original generator.
 PATHFINDER = PathfinderParameters(32, 7, 1.5, 20 // 4, 2, 0.5, (1,), 1.0, 2.0 * 0.75, 2.0, block=7, foresight=False)
 PATHFINDER_X = PathfinderParameters(128, 20, 3.0, 35 // 4, 5, 1.5, (2, 3), 1.8, 0.9, 0.9, block=7, foresight=True)
-_ATTEMPTS = 256  # pairs of contours at a time, which fit into a cache
+_ATTEMPTS = 512  # pairs of contours at a time, which fit into a cache
 _BLOCK_TRIES = 12  # the original starts an image anew wherever a contour finds no room, which takes far longer
 _BLIND = 0.02  # with foresight: the weight of a head from where the way straight on is blocked
 _TRIES = 3  # for a stroke (max_paddle_retrial 2)
@@ -69,6 +69,13 @@ class Painter:
             (self._pixels(spots.places), spots.values)
             for spots in (self.paddles.strokes, self.paddles.masks, self.paddles.grown)
         )  # each (offset on the canvas [T, Q], value [T, Q])
+        angles = self.paddles.angles
+        reach = parameters.paddle_length + 2 * margin
+        direction = np.stack([np.sin(angles), np.cos(angles)], axis=1)
+        self.advance = np.ceil(reach * direction).astype(np.int64)  # from a pivot to the next, [T, 2]
+        turn = np.abs(angles[360:] - angles[:, None])
+        turn = np.minimum(np.minimum(turn, 2 * np.pi - turn) * parameters.continuity, np.pi / 2)
+        self.turning = (np.cos(turn) ** 2).astype(np.float32)  # weight of each step after each patch, [T, steps]
         blank = np.full((self.width, self.width), FULL, dtype=np.uint8)
         inner = slice(self.border + parameters.padding, self.border + parameters.side - parameters.padding)
         blank[inner, inner] = 0
@@ -206,19 +213,15 @@ class Painter:
         A head on the circle round the next pivot is drawn with the probability cos²(continuity · turn), 0 beyond 90°, times
         how free its pixel is.
         """
-        parameters, table = self.parameters, self.paddles
-        angle = table.angles[last[:, 1]]
-        ahead = parameters.paddle_length + 2 * self.margin
-        pivots = pivots + np.ceil(ahead * np.stack([np.sin(angle), np.cos(angle)], axis=1)).astype(np.int64)
+        parameters = self.parameters
+        pivots = pivots + self.advance[last[:, 1]]
         inside = parameters.side + parameters.paddle_length + 2 * self.margin
         pivots = np.clip(pivots, parameters.side - inside, inside)  # beyond it all is taken anyway
         heads = self._pixels(pivots + self.border)[:, None] + self.steps
-        turn = np.abs(table.angles[360:] - angle[:, None])
-        turn = np.minimum(np.minimum(turn, 2 * np.pi - turn) * parameters.continuity, np.pi / 2)
-        weights = np.cos(turn) ** 2 * (FULL - canvas.near[rows[:, None], heads].astype(np.float64))
+        weights = self.turning[last[:, 1]] * (FULL - canvas.near[rows[:, None], heads].astype(np.float32))
         if parameters.foresight:
             straight = heads - self.steps + self.ahead
-            weights *= _BLIND + (FULL - canvas.near[rows[:, None], straight].astype(np.float64)) / FULL
+            weights *= _BLIND + (FULL - canvas.near[rows[:, None], straight].astype(np.float32)) / FULL
         chances = weights.cumsum(axis=1)
         strokes = np.zeros((len(rows), 2), dtype=np.int64)
         fits = np.zeros(len(rows), dtype=bool)
