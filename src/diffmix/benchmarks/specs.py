@@ -106,7 +106,7 @@ def save_train(
     """Encode the recipe's train rows for the workers: what they are, and the vocabulary's size."""
     from diffmix.benchmarks.steps import save_rows
     from diffmix.tasks import Examples, load_task
-    from diffmix.tasks.encoding import encode
+    from diffmix.tasks.encoding import EncodedDataset, encode
     from diffmix.tasks.tokenizers import build_tokenizer
 
     task = load_task(
@@ -128,6 +128,7 @@ def save_train(
         recipe.tokenizer, task.train.tokenizer_texts(), max_length=max_length, class_token=recipe.class_token
     )
     dataset = encode(task.train, tokenizer, max_length)
+    assert isinstance(dataset, EncodedDataset)  # texts
     save_rows(dataset, path)
     facts = {
         "task": task.name,

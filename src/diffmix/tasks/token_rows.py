@@ -5,6 +5,8 @@ n: rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 
@@ -30,6 +32,9 @@ class TokenRows:
         """The ids of a row, int16."""
         row = range(len(self))[index] if self._rows is None else int(self._rows[index])
         return self.flat[self.offsets[row] : self.offsets[row + 1]].astype(np.int16) + np.int16(self.shift)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self)))
 
     @property
     def lengths(self) -> np.ndarray:

@@ -250,7 +250,7 @@ class Painter:
         """Whether each stroke, (pixel, patch), touches nothing, bool [rows]."""
         offsets, masks = (kind[strokes[:, 1]] for kind in self.masks)
         taken = canvas.taken[rows[:, None], strokes[:, :1] + offsets]
-        return (taken.astype(np.uint16) + masks < _TOUCH).all(axis=1)
+        return np.all(taken.astype(np.uint16) + masks < _TOUCH, axis=1)
 
     def _occupy(self, canvas: _Canvas, rows: np.ndarray, strokes: np.ndarray) -> list[_Mark]:
         return [_lay(canvas.taken, rows, strokes, self.masks), _lay(canvas.near, rows, strokes, self.grown)]

@@ -40,7 +40,7 @@ def yardsticks(train: Expressions, test: Expressions) -> dict[str, float]:
     A root that is a digit is known from `root_operator` on.
     """
     tables = _Tables(train)
-    right = dict.fromkeys(YARDSTICKS, 0)
+    right: dict[str, int] = dict.fromkeys(YARDSTICKS, 0)
     for expressions, labels in _parts(test, len(test.labels)):
         answers = {
             "majority": np.full(len(labels), tables.roots.sum(axis=0).argmax()),
