@@ -26,7 +26,7 @@ def run_experiment(
     without pre-training.
 
     Args:
-        dataset_name: `imdb`, `ag_news`, or another shipped recipe.
+        dataset_name: `imdb`, `ag_news`, `lra_listops`, or another shipped recipe.
         batch_size: examples a step.
         epochs: passes over train.
         max_length: tokens a text is cut at.
@@ -49,7 +49,8 @@ def run_experiment(
     from diffmix.training.trainer import train
 
     shipped = shipped_recipes()
-    name = next((name for name in (f"{dataset_name}_paper", dataset_name) if name in shipped), None)
+    names = (f"{dataset_name}_paper", dataset_name, dataset_name.removeprefix("lra_"))  # lra_listops is our listops
+    name = next((name for name in names if name in shipped), None)
     if name is None:
         datasets = sorted({recipe.removesuffix("_paper") for recipe in shipped})
         raise RequestError(f"dataset_name is {dataset_name!r}; give one of {', '.join(datasets)}")
