@@ -34,8 +34,17 @@ def test_computes_the_same_as_the_model_with_wrapped_ends(placement, update, sha
         "neighbor_alpha_mode": alpha_mode,
         "neighbor_offsets": [-2, 0, 1],
         "neighbor_alpha": 0.6,
-        "pooling": "mean_max",
     }
+    compute_the_same(keys)
+
+
+def test_computes_the_same_with_a_neighbourhood_for_each_step():
+    keys = {"norm_placement": "pre", "neighbor_alpha_mode": "residual", "neighbor_offsets": [[-1, 0, 1], [-2, 2]]}
+    compute_the_same(keys)
+
+
+def compute_the_same(keys):
+    keys = {**keys, "pooling": "mean_max"}
     ours = DiffmixForSequenceClassification(config(**keys)).double().eval()
     obvious = ObviousClassifier(config(**keys)).double().eval()
     copy_weights(ours, obvious)

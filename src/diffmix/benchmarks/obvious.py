@@ -24,10 +24,10 @@ from diffmix.models.pooling import Pooling
 class ObviousStep(nn.Module):
     """h ← Norm(α h + (1-α) MLP(Σ_o W_o roll(h, -o))), states kept as the layers happen to return them."""
 
-    def __init__(self, config: DiffmixConfig):
+    def __init__(self, config: DiffmixConfig, step: int):
         super().__init__()
         channels = config.hidden_size
-        self.offsets = list(config.neighbor_offsets)
+        self.offsets = config.step_offsets(step)
         self.projections = nn.ModuleList(nn.Linear(channels, channels, bias=False) for _ in self.offsets)
         self.mlp = nn.Sequential(
             nn.Linear(channels, config.intermediate_size), nn.GELU(), nn.Linear(config.intermediate_size, channels)
@@ -38,7 +38,8 @@ class ObviousStep(nn.Module):
         self.mix_first = config.neighbor_update == "mix_then_mlp"
         self.alpha = config.neighbor_alpha
         self.alpha_logit: nn.Parameter | None = None
-        if config.neighbor_alpha_mode != "fixed":
+        self.residual = config.neighbor_alpha_mode == "residual"
+        if config.neighbor_alpha_mode in ("channel", "learned"):
             logit = math.log(config.neighbor_alpha / (1 - config.neighbor_alpha))
             self.alpha_logit = nn.Parameter(
                 torch.full((channels if config.neighbor_alpha_mode == "channel" else 1,), logit)
@@ -56,6 +57,8 @@ class ObviousStep(nn.Module):
         """[B, N, D], [B, N, 1] → [B, N, D]."""
         source = self.norm(hidden) if self.pre_norm else hidden
         update = self.mlp(self.mix(source, mask)) if self.mix_first else self.mix(self.mlp(source), mask)
+        if self.residual:
+            return hidden + self.dropout(update)
         alpha = self.alpha if self.alpha_logit is None else self.alpha_logit.sigmoid()
         blended = alpha * hidden + (1 - alpha) * self.dropout(update)
         return blended if self.pre_norm else self.norm(blended)
@@ -74,6 +77,7 @@ class ObviousClassifier(nn.Module):
             ("neighbor_heads", 1),
             ("norm", "layer"),
             ("position_embedding", "none"),
+            ("gated_mlp", False),
         ):
             if getattr(config, key) != plain:
                 raise RequestError(
@@ -82,7 +86,7 @@ class ObviousClassifier(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         distinct = 1 if config.neighbor_shared_steps else config.num_hidden_layers
-        self.steps = nn.ModuleList(ObviousStep(config) for _ in range(distinct))
+        self.steps = nn.ModuleList(ObviousStep(config, step) for step in range(distinct))
         self.final_norm = (
             nn.LayerNorm(config.hidden_size, eps=config.norm_eps) if config.norm_placement == "pre" else None
         )
