@@ -5,7 +5,7 @@ import pytest
 from diffmix.experiments.claims import judge_claims
 from diffmix.experiments.claims_diffuser import CLAIMS
 
-FARTHER, GAIN, MEMORY = (claim.statement for claim in CLAIMS)
+FARTHER, GAIN, ARENA, MEMORY = (claim.statement for claim in CLAIMS)
 
 
 def verdicts(folder, name, content):
@@ -33,15 +33,18 @@ def cells(axis, accuracies):
 )
 def test_the_gain_is_the_mean_over_tasks_paired_over_seeds(tmp_path, gain, verdict):
     sides = {"sparse": [0.8, 0.81, 0.82], "diffusion": [0.8 + 0.01 * seed + more for seed, more in enumerate(gain)]}
-    found = verdicts(tmp_path, "study-long_documents", {"cells": cells("recipe", {"one": sides, "two": sides})})
+    found = verdicts(
+        tmp_path, "study-long_documents", {"resolved": {}, "cells": cells("recipe", {"one": sides, "two": sides})}
+    )
     assert found[GAIN].verdict == verdict
+    assert found[ARENA].verdict == "not measured yet"
     assert "3 seeds" in found[GAIN].numbers
-    one = verdicts(tmp_path, "study-long_documents", {"cells": cells("recipe", {"one": sides})})
+    one = verdicts(tmp_path, "study-long_documents", {"resolved": {}, "cells": cells("recipe", {"one": sides})})
     assert one[GAIN].verdict == "not measured yet"
 
 
 @pytest.mark.parametrize(
-    ("far", "verdict"), [([0.9, 0.95], "holds"), ([0.1, 0.1], "does not hold"), ([0.1, 0.9], "undecided")]
+    ("far", "verdict"), [([0.9, 0.95], "holds"), ([0.1, 0.1], "does not hold"), ([0.09, 0.12], "does not hold")]
 )
 def test_only_distances_between_the_two_reaches_count(tmp_path, far, verdict):
     accuracies = {
@@ -53,6 +56,15 @@ def test_only_distances_between_the_two_reaches_count(tmp_path, far, verdict):
     found = verdicts(tmp_path, "study-hops", {"resolved": settings, "cells": cells("task", accuracies)})
     assert found[FARTHER].verdict == verdict
     assert "reach 8 tokens without diffusion, 40 with five hops" in found[FARTHER].numbers
+
+
+def test_one_distance_of_two_decides_nothing(tmp_path):
+    flat, better = {"sparse": [0.1, 0.1], "diffusion": [0.1, 0.11]}, {"sparse": [0.1, 0.1], "diffusion": [0.9, 0.95]}
+    content = {
+        "resolved": {"num_hidden_layers": 2, "diffusion_window": 4},
+        "cells": cells("task", {"distant_symbol-24": better, "distant_symbol-36": flat}),
+    }
+    assert verdicts(tmp_path, "study-hops", content)[FARTHER].verdict == "undecided"
 
 
 def test_memory_is_judged_by_its_pairs(tmp_path):

@@ -46,3 +46,8 @@ def test_lra_listops_is_the_task_listops(tmp_path, monkeypatch):
     assert model.config.vocab_size == 16
     assert model.config.num_hidden_layers == 3
     assert "text-classification" in (tmp_path / "runs/listops/README.md").read_text(encoding="utf-8")
+
+
+def test_a_prefix_makes_no_data_set():
+    with pytest.raises(RequestError, match="lra_imdb"):
+        run_experiment(dataset_name="lra_imdb")

@@ -43,6 +43,7 @@ def test_survives_a_round_trip(tmp_path, offsets):
         ({"neighbor_offsets": [[-1, 0, 1], []]}, "or a list of such lists"),
         ({"neighbor_offsets": [[-1, 0, 1], 2]}, "or a list of such lists"),
         ({"neighbor_offsets": [[0], [-2, 2]], "neighbor_shared_steps": True}, "but all steps share weights"),
+        ({"neighbor_offsets": [[0], [1], [2]], "num_hidden_layers": 2}, "3 lists but num_hidden_layers is 2"),
         ({"neighbor_offsets": [[0], [1, 2]], "is_causal": True}, "a causal model hears none of [1, 2]"),
         ({"neighbor_alpha_mode": "residual"}, "give norm_placement='pre'"),
         ({"hidden_size": 30, "neighbor_heads": 4}, "neighbor_heads is 4"),

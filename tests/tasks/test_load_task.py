@@ -62,6 +62,7 @@ def test_language_id_leaks_nothing():
 
 def test_a_distant_symbol_stands_at_its_distance_and_nowhere_else():
     task = load_task("distant_symbol-40")
+    assert not task.pixels
     test = task.load_test()
     assert test is not None
     for examples in (task.train, task.validation, test):

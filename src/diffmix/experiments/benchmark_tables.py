@@ -137,7 +137,10 @@ def parts_table(result: Mapping[str, Any]) -> str:
         for key, ratio in result["ratios"].items()
     ]
     settings = result["settings"]
-    about = f"Forward and backward, {settings['batch']} x {settings['tokens']} tokens, D {settings['width']}, {result['dtype']}."
+    about = (
+        f"Forward and backward, {settings['batch']} x {settings['tokens']} tokens, D {settings['width']}, {result['dtype']}, "
+        "unless a row says otherwise."
+    )
     return f"{markdown(['part', 'as written at first', 'here', 'faster'], rows)}\n\n{about} {caption(result)}"
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from diffmix.errors import RequestError
 
+_OTHER_NAMES = {"lra_listops": "listops", "lra_pathfinder": "pathfinder"}
+
 
 def run_experiment(
     dataset_name: str = "imdb",
@@ -49,8 +51,8 @@ def run_experiment(
     from diffmix.training.trainer import train
 
     shipped = shipped_recipes()
-    names = (f"{dataset_name}_paper", dataset_name, dataset_name.removeprefix("lra_"))  # lra_listops is our listops
-    name = next((name for name in names if name in shipped), None)
+    dataset = _OTHER_NAMES.get(dataset_name, dataset_name)
+    name = next((name for name in (f"{dataset}_paper", dataset) if name in shipped), None)
     if name is None:
         datasets = sorted({recipe.removesuffix("_paper") for recipe in shipped})
         raise RequestError(f"dataset_name is {dataset_name!r}; give one of {', '.join(datasets)}")

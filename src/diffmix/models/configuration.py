@@ -363,6 +363,11 @@ class DiffmixConfig(PretrainedConfig):
                 raise ValueError(
                     f"neighbor_offsets is {given!r}, but a causal model hears none of {offsets!r}; add 0 or below"
                 )
+        if by_step and len(given) > self.num_hidden_layers:
+            raise ValueError(
+                f"neighbor_offsets has {len(given)} lists but num_hidden_layers is {self.num_hidden_layers}, so that the last "
+                "ones were never heard; give as many steps, or fewer lists"
+            )
         if by_step and self.neighbor_shared_steps and len(given) > 1:
             raise ValueError(
                 f"neighbor_offsets is {given!r} but all steps share weights; give one list of offsets, or "

@@ -52,6 +52,7 @@ def load_distant_symbol(name: str, how: Cut) -> TaskData:
         load_test=lambda: test,
         facts=facts,
         vocab_size=_ASKING + 1,
+        pixels=False,
     )
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,3 +165,26 @@ def test_a_cache_that_may_not_be_written_is_named(small, monkeypatch):
 
 def test_all_generated_tasks_are_known():
     assert tuple(generated.GENERATED) == GENERATED_TASKS
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "words"),
+    [("ids", np.uint8, "ids from .* to 99"), ("offsets", np.int64, "rows without an id")],
+)
+def test_a_set_from_elsewhere_holds_ids_of_its_task_only(tmp_path, name, array, words):
+    generated.write_generated("listops", tmp_path / "own")
+    file = tmp_path / "own" / f"train.{name}.npy"
+    values = np.load(file)
+    values[3] = 99 if name == "ids" else values[2]
+    np.save(file, values.astype(array))
+    with pytest.raises(RequestError, match=words):
+        load("listops", data=tmp_path / "own")
+
+
+def test_a_set_is_written_into_the_folder_one_is_in(tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    generated.write_generated("listops", Path())
+    assert read_set(here, "listops") is not None
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -59,6 +59,17 @@ class GeneratedSet:
             )
         return Examples(labels=labels, input_ids=rows)
 
+    def check_ids(self, lowest: int, highest: int) -> None:
+        """Read all ids, of a set from elsewhere. Raises RequestError where one is not in lowest … highest, or a row is empty."""
+        for split in _SPLITS:
+            ids, offsets = self._array(split, "ids"), self._array(split, "offsets")
+            if ids.min() < lowest or ids.max() > highest:
+                raise self._damaged(
+                    f"{split}.ids.npy holds ids from {ids.min()} to {ids.max()}, not {lowest} to {highest}"
+                )
+            if (np.diff(offsets) < 1).any():
+                raise self._damaged(f"{split}.offsets.npy has rows without an id")
+
     def _array(self, split: str, kind: str) -> np.ndarray:
         path = self.folder / f"{split}.{kind}.npy"
         try:
@@ -114,7 +125,12 @@ def save_array(folder: Path, split: str, kind: str, values: np.ndarray) -> None:
 
 def open_ids(folder: Path, split: str, size: int) -> np.ndarray:
     """The ids of a split as an array on disk, to be filled: uint8 [size]."""
-    return np.lib.format.open_memmap(folder / f"{split}.ids.npy", mode="w+", dtype=np.uint8, shape=(size,))
+    path = folder / f"{split}.ids.npy"
+    ids = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(size,))
+    if hasattr(os, "posix_fallocate"):  # else a full disk ends the process in the middle, without a word
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return ids
 
 
 def write_set(folder: Path, task: str, parameters: Mapping[str, Any], make: Make) -> GeneratedSet:
@@ -122,11 +138,15 @@ def write_set(folder: Path, task: str, parameters: Mapping[str, Any], make: Make
 
     A process that dies leaves a folder behind whose name begins with a dot, which nobody reads.
     """
+    folder = folder.resolve()  # "." and links have no place beside them
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
         statistics = make(temporary)
         files = [temporary / f"{split}.{kind}.npy" for split in _SPLITS for kind in _ARRAYS]
+        for path in files:  # their sizes are known before what they hold is on the disk
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         header = {
             "format": _FORMAT,
             "task": task,
@@ -167,15 +187,16 @@ def cached_set(
             found = _whole(folder, task, on_notice)  # another process may have made it meanwhile
             if found is not None:
                 return found
-            for left in folder.parent.glob(f".{folder.name}.*"):  # by processes that died; we hold the lock
-                if left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-            shutil.rmtree(folder, ignore_errors=True)
+            if fcntl is not None:  # what processes left that died; none is at work, for we hold the lock
+                for left in folder.parent.glob(f".{folder.name}.*"):
+                    if left.is_dir():
+                        shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
             on_notice(f"{task}: generating {folder} (once)")
             return write_set(folder, task, parameters, make)
-    except PermissionError as error:
+    except OSError as error:
         raise RequestError(
-            f"{error.filename}: may not be written; set DIFFMIX_CACHE to a folder for generated sets"
+            f"{error.filename or folder}: {error.strerror or error}; set DIFFMIX_CACHE to a folder with room that may be written"
         ) from None
 
 

@@ -67,7 +67,11 @@ GENERATED = {
 
 def given_set(name: str, data: Path) -> GeneratedSet | None:
     """The generated set of a task in `data` or `data`/NAME; None: there is none. Raises RequestError where it is damaged."""
-    return read_set(data / name, name) or read_set(data, name)
+    found = read_set(data / name, name) or read_set(data, name)
+    if found is not None:
+        task = GENERATED[name]
+        found.check_ids(max(0, 1 - task.shift), min(255, task.vocab_size - task.shift - 1))
+    return found
 
 
 def own_set(name: str, on_notice: Callable[[str], None]) -> GeneratedSet:
