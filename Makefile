@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Another package index for torch, such as the CUDA or CPU builds of PyTorch's own: make TORCH_INDEX=URL demo
 TORCH_INDEX ?=
+# Processes of make test, each with one thread; 0: none of their own, as a debugger wants it.
+TEST_PROCESSES ?= 2
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
@@ -13,7 +15,7 @@ demo: $(VENV)/.installed
 	$(BIN)/diffmix demo --output demo
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 acceptance: $(VENV)/.installed-dev
 	$(PIP) --editable '.[ray]'
