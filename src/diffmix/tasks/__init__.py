@@ -41,8 +41,8 @@ def load_task(
     file; None takes $DIFFMIX_DATA, then the hub. validation_fraction: of train, where the source has no validation split
     (text_file: for a missing test split too). seed: of these cuts, fixed so that runs with different training seeds share
     them. *_column: column names of text_file; None finds usual ones. extra_train: names of further files in the data set's
-    folder whose rows join train. limit: at most this many rows of each split. stream: text_file only; None reads train
-    from disk in every epoch where memory would not hold it.
+    folder whose rows join train; for ListOps, of easier sets (one_operator, two_levels, …). limit: at most this many rows of
+    each split. stream: text_file only; None reads train from disk in every epoch where memory would not hold it.
 
     Raises RequestError, one line with the place and the mend.
     """
@@ -63,9 +63,9 @@ def load_task(
     _refuse_given(name, text_column=text_column, pair_column=pair_column, label_column=label_column, stream=stream)
     if name in DATA_SETS:
         return load_data_set(name, data=data, how=how, extra_train=extra_train, on_notice=on_notice)
-    _refuse_given(name, extra_train=extra_train)
     if name in LRA_TASKS:
-        return load_long_range_arena(name, data=data, how=how, on_notice=on_notice)
+        return load_long_range_arena(name, data=data, how=how, extra_train=extra_train, on_notice=on_notice)
+    _refuse_given(name, extra_train=extra_train)
     if name in IMAGE_SETS:
         return load_images(name, data=data, how=how, on_notice=on_notice)
     _refuse_given(name, data=data)

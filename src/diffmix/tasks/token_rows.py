@@ -5,7 +5,7 @@ n: rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -24,6 +24,21 @@ class TokenRows:
             )
         self.flat, self.offsets, self.shift = flat, offsets, shift
         self._rows = rows  # int64; None: all rows in order
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[TokenRows]) -> TokenRows:
+        """The rows of several, one after another, copied into memory. Raises ValueError where their shifts differ."""
+        shifts = {part.shift for part in parts}
+        if len(shifts) != 1:
+            raise ValueError(f"parts: they have the shifts {sorted(shifts)}; give parts of one")
+        flat = [
+            part.flat
+            if part._rows is None
+            else np.concatenate([part.flat[part.offsets[row] : part.offsets[row + 1]] for row in part._rows])
+            for part in parts
+        ]
+        lengths = np.concatenate([part.lengths for part in parts])
+        return cls(np.concatenate(flat), np.concatenate([[0], np.cumsum(lengths)]), shift=shifts.pop())
 
     def __len__(self) -> int:
         return len(self.offsets) - 1 if self._rows is None else len(self._rows)

@@ -20,14 +20,22 @@ __all__ = ["GENERATED_TASKS", "LRA_TASKS", "load_long_range_arena"]
 
 
 def load_long_range_arena(
-    name: str, *, data: str | Path | None, how: Cut, on_notice: Callable[[str], None] = print
+    name: str,
+    *,
+    data: str | Path | None,
+    how: Cut,
+    extra_train: Sequence[str] = (),
+    on_notice: Callable[[str], None] = print,
 ) -> TaskData:
     """One of LRA_TASKS.
 
     Generated tasks take the set or the official files that `data` holds, else the official files under $DIFFMIX_DATA, else the
     set of the cache, which is generated where it is not there yet. `lra_text` is IMDB (give its recipe the tokenizer `bytes`) and
-    `lra_image` CIFAR-10 made grey. Raises RequestError.
+    `lra_image` CIFAR-10 made grey. `extra_train`: easier sets that join the train rows of ListOps, see `curriculum`.
+    Raises RequestError.
     """
+    if extra_train and name not in ("listops", "listops_short"):
+        raise RequestError(f"extra_train: task {name!r} takes none, got {extra_train!r}; leave it out")
     root = None if data is None else Path(data)
     if root is not None and not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
@@ -43,7 +51,12 @@ def load_long_range_arena(
         return dataclasses.replace(load_images("cifar10", data=data, how=how, on_notice=on_notice), name=name)
     if name == "lra_retrieval":
         return _retrieval(root, how)
-    return _generated(name, root, how, on_notice)
+    task = _generated(name, root, how, on_notice)
+    if extra_train:
+        from diffmix.tasks.long_range_arena.curriculum import with_easier
+
+        return with_easier(task, extra_train)
+    return task
 
 
 def _generated(name: str, data: Path | None, how: Cut, on_notice: Callable[[str], None]) -> TaskData:

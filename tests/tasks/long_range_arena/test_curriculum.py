@@ -1,0 +1,45 @@
+"""Easier ListOps that join train."""
+
+import numpy as np
+import pytest
+from refusals import refusal
+
+from diffmix.tasks import load_task
+from diffmix.tasks.long_range_arena.expressions import evaluate
+
+pytestmark = pytest.mark.usefixtures("small")
+
+
+def test_easier_sets_join_train_and_nothing_else():
+    plain = load_task("listops", on_notice=lambda _: None)
+    task = load_task("listops", extra_train=("one_operator", "two_levels"), on_notice=lambda _: None)
+    assert len(task.train) == 180
+    lengths = task.train.input_ids.lengths
+    assert (lengths[:60] >= 40).all()
+    assert (lengths[60:120] <= 12).all()
+    assert (lengths[120:] <= 31).all()
+    assert all(np.array_equal(task.train.input_ids[row], plain.train.input_ids[row]) for row in range(60))
+    assert np.array_equal(evaluate(np.concatenate(list(task.train.input_ids)).astype(np.uint8)), task.train.labels)
+    for part, other in ((task.validation, plain.validation), (task.load_test(), plain.load_test())):
+        assert all(np.array_equal(mine, own) for mine, own in zip(part.input_ids, other.input_ids, strict=True))
+    assert task.facts["train_rows"] == 180
+    assert task.facts["extra_train"] == "one_operator, two_levels: 60 shorter expressions each"
+
+
+def test_a_limit_holds_for_each_set():
+    task = load_task("listops", extra_train=("one_operator",), limit=7, on_notice=lambda _: None)
+    assert len(task.train) == 14
+    assert (task.train.input_ids.lengths[7:] <= 12).all()
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "words"),
+    [
+        ("listops", "middle", "takes one_operator, two_levels"),  # its expressions could stand in the test set
+        ("listops_short", "short", "takes none"),
+        ("listops", "easy", "got 'easy'"),
+        ("pathfinder", "one_operator", "takes none"),
+    ],
+)
+def test_others_are_refused(task, name, words):
+    assert words in refusal(task, extra_train=(name,), on_notice=lambda _: None)
