@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from diffmix.errors import RequestError
 from diffmix.tasks.encoding import EncodedDataset, shortest_input
 from diffmix.tasks.examples import Examples
 from diffmix.training.prediction import load_classifier
@@ -65,3 +66,73 @@ def test_a_batch_is_never_narrower_than_asked_for():
     batch = PaddingCollator(0, longest=48, shortest=29)([rows[0], rows[1]])
     assert batch["input_ids"].shape == (2, 29)
     assert batch["attention_mask"].sum(dim=1).tolist() == [3, 4]
+
+
+@pytest.fixture
+def checkpoint(tmp_path, names_csv):
+    """A BERT of 96 positions with its tokenizer, as if someone had trained it."""
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    trained(tmp_path / "first", names_csv, "model=bert", "max_steps=1")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "first")
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=96,
+        initializer_range=0.5,
+        diffusion_window=2,
+        diffusion_global_tokens=0,
+        diffusion_random_links=0,
+        diffusion_hops=1,
+        diffusion_alpha=0.0,
+    )
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+def fine_tuned(folder, csv, checkpoint, *keys):
+    base = [*TEXT.split(), f"init_from={checkpoint}", "model=bert", "learning_rate=1e-12", *keys]
+    metrics = train(load_recipe("text_file", base), data=csv, output=folder, notice=lambda _: None)
+    return metrics, load_classifier(folder, dtype="fp32")
+
+
+def test_a_checkpoint_is_fine_tuned_in_its_own_shape_with_the_attention_that_is_asked_for(
+    tmp_path, names_csv, checkpoint
+):
+    from transformers import AutoModel
+
+    metrics, classifier = fine_tuned(tmp_path / "run", names_csv, checkpoint, "attn_implementation=attention_diffusion")
+    assert classifier.model.config.max_position_embeddings == 96
+    assert np.isfinite(metrics["test/nll"])
+    source = AutoModel.from_pretrained(checkpoint).embeddings.word_embeddings.weight
+    np.testing.assert_allclose(classifier.model.get_input_embeddings().weight.detach(), source.detach(), atol=1e-6)
+    # Loaded again its first token, which is read, still hears two tokens a layer; the model's own attention hears all.
+    plain = fine_tuned(tmp_path / "plain", names_csv, checkpoint)[1]
+    texts = "some longer name", "some longer fame"
+    near, far = probabilities(classifier, *texts)
+    np.testing.assert_allclose(near, far, atol=1e-7)
+    near, far = probabilities(plain, *texts)
+    assert np.abs(near - far).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["max_length=97"], "takes 96 tokens: set max_length=96"),
+        (["model=distilbert"], "is of type bert: set model=bert"),
+        (["init_from=nowhere"], "nowhere"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, names_csv, checkpoint, keys, words):
+    with pytest.raises(RequestError, match=words):
+        fine_tuned(tmp_path / "run", names_csv, checkpoint, *keys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_our_own_model_names_its_attention_otherwise():
+    with pytest.raises(RequestError, match="mixer"):
+        load_recipe("digits", ["attn_implementation=sdpa"])

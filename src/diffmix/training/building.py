@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, load_model
-from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 import diffmix.models as models
 from diffmix.errors import RequestError
+from diffmix.models.attention import attention_option
 from diffmix.tasks import TaskData
 from diffmix.training.callbacks import AVERAGED_WEIGHTS
 from diffmix.training.recipe import Recipe
@@ -40,12 +41,19 @@ def _positions(config: Any, max_length: int) -> int:
     return max_length
 
 
-def model_config(recipe: Recipe, tokenizer: Any, vocab_size: int, labels: dict[str, Any]) -> Any:
-    """The model's configuration. Raises RequestError where its keys contradict each other."""
+def model_config(
+    recipe: Recipe, tokenizer: Any, vocab_size: int, labels: dict[str, Any], start: Path | None = None
+) -> Any:
+    """The model's configuration; of another family than ours, that of the folder `start` with the recipe's keys.
+
+    Raises RequestError where its keys contradict each other or do not fit `start`.
+    """
     config_class = CONFIG_MAPPING[recipe.model]
-    keys = dict(recipe.config)
+    keys = dict(recipe.config) | attention_option(recipe.attn_implementation)
     keys["vocab_size"] = vocab_size
     keys["pad_token_id"] = 0 if tokenizer is None else tokenizer.pad_token_id
+    if start is not None and recipe.model != "diffmix":
+        return _config_of(start, recipe, keys | labels)
     try:
         config = config_class(**keys, **labels)
         default_positions = getattr(config, "max_position_embeddings", None)
@@ -61,6 +69,24 @@ def model_config(recipe: Recipe, tokenizer: Any, vocab_size: int, labels: dict[s
         raise RequestError(" ".join(str(error).split())) from None
 
 
+def _config_of(start: Path, recipe: Recipe, keys: dict[str, Any]) -> Any:
+    """The configuration in the folder `start`, with `keys`."""
+    try:
+        config = AutoConfig.from_pretrained(start, local_files_only=True, **keys)
+    except (OSError, ValueError, TypeError) as error:
+        raise RequestError(f"init_from: {start} holds no model ({' '.join(str(error).split())[:120]})") from None
+    if config.model_type != recipe.model:
+        raise RequestError(f"init_from: {start} is of type {config.model_type}: set model={config.model_type}")
+    positions = getattr(config, "max_position_embeddings", None)
+    spare = _positions(config, recipe.max_length) - recipe.max_length
+    if positions is not None and positions < recipe.max_length + spare:
+        raise RequestError(
+            f"init_from: {start} takes {positions - spare} tokens: set max_length={positions - spare}, or lengthen it with "
+            "diffmix convert"
+        )
+    return config
+
+
 def build_classifier(recipe: Recipe, task: TaskData, tokenizer: Any, start: Path | None) -> Any:
     """The recipe's classifier, drawn with its seed; with `start`, its backbone from that folder.
 
@@ -73,7 +99,7 @@ def build_classifier(recipe: Recipe, task: TaskData, tokenizer: Any, start: Path
     }
     vocab_size = task.vocab_size if tokenizer is None else len(tokenizer)
     assert vocab_size is not None
-    config = model_config(recipe, tokenizer, vocab_size, labels)
+    config = model_config(recipe, tokenizer, vocab_size, labels, start)
     pairs = task.validation.pairs is not None
     if pairs and recipe.model != "diffmix":
         raise RequestError(f"model={recipe.model} reads single texts but the data are pairs: set model=diffmix")

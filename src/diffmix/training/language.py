@@ -37,7 +37,7 @@ from diffmix.training.distributed import is_first_process
 from diffmix.training.gguf import load_gguf
 from diffmix.training.hardware import resolve_device, resolve_dtype
 from diffmix.training.phases import Run
-from diffmix.training.prediction import quiet_transformers
+from diffmix.training.prediction import quiet_transformers, trained_attention
 from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import write_evaluation, write_json, write_run_files
 
@@ -261,7 +261,7 @@ def load_language_model(
 
     folder = Path(folder)
     quiet_transformers()
-    chosen = attention_option(attention)
+    chosen = attention_option(attention) or trained_attention(folder)
     if folder.suffix == ".gguf":
         model, tokenizer = load_gguf(folder, **chosen)
         device = resolve_device(device)

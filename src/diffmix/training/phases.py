@@ -56,7 +56,7 @@ class Run:
         recipe = self.recipe
         tokenizer = None if task.vocab_size is not None else self.tokenizer(task.train.tokenizer_texts, start)
         pad = 0 if tokenizer is None else tokenizer.pad_token_id
-        shape = model_config(recipe, tokenizer, task.vocab_size or len(tokenizer or ()), {})
+        shape = model_config(recipe, tokenizer, task.vocab_size or len(tokenizer or ()), {}, start)
         collate = PaddingCollator(pad, recipe.max_length, shortest_input(shape, recipe.max_length))
         if recipe.model == "big_bird" and shape.attention_type == "block_sparse" and collate.shortest == 1:
             self.notice(

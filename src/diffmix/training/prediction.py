@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from safetensors import SafetensorError
 
 from diffmix.errors import RequestError, RunError
@@ -147,7 +148,7 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
     hf_config: Any
     model: Any
     try:
-        hf_config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        hf_config = AutoConfig.from_pretrained(folder, local_files_only=True, **trained_attention(folder))
         model = model_class.from_pretrained(folder, config=hf_config, local_files_only=True).to(device)
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -164,6 +165,16 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
     max_length = min(longest, tokenizer.model_max_length) if tokenizer is not None else longest
     label_names = tuple(str(hf_config.id2label[index]) for index in range(int(hf_config.num_labels or 0)))
     return Classifier(model, tokenizer, label_names, max_length, resolve_dtype(dtype, device), reads_pairs)
+
+
+def trained_attention(folder: Path) -> dict[str, str]:
+    """The option of `from_pretrained` with the attention of the recipe in a run's folder, which config.json does not keep."""
+    from diffmix.models.attention import attention_option
+
+    recipe = folder / "recipe.yaml"
+    if not recipe.is_file():
+        return {}
+    return attention_option(yaml.safe_load(recipe.read_text(encoding="utf-8")).get("attn_implementation"))
 
 
 def labels_for(examples: Examples, task_labels: Sequence[str], model_labels: Sequence[str]) -> np.ndarray:

@@ -45,6 +45,7 @@ class Recipe:
     name: str
     task: str = _key("text_file")
     model: str = _key("diffmix")  # diffmix, tfidf, or any Hugging Face model type (distilbert, ...), from its config
+    attn_implementation: str | None = _key(None)  # of other models than ours: sdpa, heat_kernel, attention_diffusion, …
     # Data
     tokenizer: str = _key("wordpiece-16000")  # wordpiece-N, bpe-N, bytes, or a Hugging Face name or folder
     class_token: bool = _key(False)  # [CLS] before each text, of a tokenizer that is trained or of bytes
@@ -303,6 +304,12 @@ def _like_default(key: str, value: Any, default: Any) -> Any:
 def _check_starting_point(values: Mapping[str, Any]) -> None:
     if values.get("init_from") and values.get("pretraining"):
         raise RequestError("init_from and pretraining are both set: a model starts from one of them; drop the other")
+    model = values.get("model", "diffmix")
+    if values.get("attn_implementation") and model in ("diffmix", "tfidf"):
+        raise RequestError(
+            f"attn_implementation is set but model={model}: "
+            + ("choose its attention with mixer" if model == "diffmix" else "it has no attention; leave it out")
+        )
 
 
 def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, float | None]) -> Any:
