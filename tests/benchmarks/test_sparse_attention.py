@@ -73,7 +73,13 @@ def test_the_benchmark_compares_and_shows_it(tmp_path):
         return {"seconds": slow * spec["tokens"], "peak_memory_bytes": slow * spec["tokens"]}
 
     options = Options(dtype="fp32", device="cpu", tokens=1024, repetitions=2)
-    _, result = run_benchmark("diffusion", options, tmp_path / "out.json", notice=lambda _: None, worker=worker)
+    _, result = run_benchmark(
+        "diffusion",
+        options,
+        tmp_path / "out.json",
+        notice=lambda _: None,
+        workers=lambda specs: [worker(spec) for spec in specs],
+    )
     medians = {name: ratio["median"] for name, ratio in result["ratios"].items()}
     assert medians.pop("time of twice the tokens") == 2
     assert medians.pop("memory of fused attention") == 0.1
@@ -94,7 +100,8 @@ def test_on_cuda_the_candidates_are_compared():
         return {"seconds": slow * spec["tokens"], "peak_memory_bytes": slow * spec["tokens"]}
 
     options = Options(dtype="bf16", device="cuda", tokens=1024, repetitions=1)
-    ratios = {name: ratio["median"] for name, ratio in diffusion(options, lambda _: None, worker)["ratios"].items()}
+    result = diffusion(options, lambda _: None, lambda specs: [worker(spec) for spec in specs])
+    ratios = {name: ratio["median"] for name, ratio in result["ratios"].items()}
     assert ratios["triton, faster than blocks"] == 2
     assert ratios["triton, memory of blocks"] == 0.5
     assert ratios["flex, faster than blocks"] == 0.2

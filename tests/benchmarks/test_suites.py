@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from diffmix.benchmarks.harness import alternate, medians, ratio, run_worker
+from diffmix.benchmarks.harness import alternate, medians, ratio, run_workers
 from diffmix.benchmarks.long_range import MIXERS, SHAPE
 from diffmix.benchmarks.specs import Options, model_of, softmax_config, vocabulary_size
 from diffmix.benchmarks.suites import BENCHMARKS, run_benchmark
@@ -39,11 +39,11 @@ def texts(tmp_path):
 def test_sides_take_turns_and_the_order_alternates():
     order = []
 
-    def worker(spec):
-        order.append(spec["side"])
-        return {"value": len(order), "note": "text"}
+    def workers(specs):
+        order.extend(spec["side"] for spec in specs)
+        return [{"value": len(order), "note": "text"} for _ in specs]
 
-    runs = alternate({"a": {"side": "a"}, "b": {"side": "b"}}, 3, notice=lambda _: None, worker=worker)
+    runs = alternate({"a": {"side": "a"}, "b": {"side": "b"}}, 3, notice=lambda _: None, workers=workers)
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert [run["value"] for run in runs["a"]] == [1, 4, 5]
     assert medians(runs)["a"]["value"] == 4
@@ -58,10 +58,36 @@ def test_ratios_are_taken_pair_by_pair():
 def test_the_worker_measures_in_a_process_of_its_own():
     config = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_labels": 3}
     spec = {"kind": "step", "model": {"type": "diffmix", "config": config}, "batch": 2, "tokens": 8}
-    measured = run_worker({**spec, "dtype": "fp32", "device": "cpu", "steps": 1})
+    (measured,) = run_workers([{**spec, "dtype": "fp32", "device": "cpu", "steps": 1}])
     assert 0 < measured["peak_memory_bytes"] < 2**28
-    with pytest.raises(RunError, match=r"measuring step failed: .*no_such_key"):
-        run_worker({**spec, "no_such_key": 1})
+
+
+def test_together_single_steps_are_paired():
+    spec = {
+        "kind": "attention",
+        "tokens": [8, 16],
+        "heads": 1,
+        "channels": 4,
+        "dtype": "fp32",
+        "device": "cpu",
+        "steps": 3,
+    }
+    sides = {side: {**spec, "side": side} for side in ("sdpa", "dot")}
+    runs = alternate(sides, 1, notice=lambda _: None, together=True)
+    for (measured,) in runs.values():
+        assert len(measured["both/8"]) == 6  # twice as many of half the length
+        assert len(measured["both/16"]) == 3
+        assert all(seconds > 0 for seconds in measured["both/8"])
+    found = ratio([{"x": [2.0, 9.0, 4.0]}], [{"x": [1.0, 1.0, 4.0]}], "x")
+    assert found == {"median": 2.0, "low": 2.0, "high": 2.0, "pairs": [2.0]}
+    assert medians({"a": [{"x": [2.0, 9.0]}, {"x": [4.0, 3.0]}]})["a"]["x"] == 2.5
+
+
+def test_where_one_process_fails_the_others_end():
+    spec = {"kind": "attention", "tokens": [8], "heads": 1, "channels": 4, "dtype": "fp32", "device": "cpu"}
+    endless = {**spec, "side": "sdpa", "steps": 10**9}
+    with pytest.raises(RunError, match=r"measuring attention failed: .*no_such_side"):
+        run_workers([endless, {**spec, "side": "no_such_side", "steps": 1}])
 
 
 def fake(spec):
@@ -87,7 +113,7 @@ def measure(name, tmp_path, **options):
         Options(**options, dtype="fp32", device="cpu", repetitions=2),
         tmp_path / "r.json",
         notice=lambda _: None,
-        worker=fake,
+        workers=lambda specs: [fake(spec) for spec in specs],
     )
     assert json.loads(path.read_text()) == json.loads(json.dumps(result))
     assert str(tmp_path) not in path.read_text()
@@ -168,7 +194,7 @@ def test_requests_are_checked_before_anything_is_measured(tmp_path, recipe):
         ("distilbert", Options(recipe=f"{recipe}:model=tfidf"), tmp_path / "x.json", "model=tfidf"),
     ):
         with pytest.raises(RequestError, match=message):
-            run_benchmark(name, options, output, notice=lambda _: None, worker=never)
+            run_benchmark(name, options, output, notice=lambda _: None, workers=never)
     assert existing.read_text() == "{}"
     assert not (tmp_path / "x.json").exists()
 

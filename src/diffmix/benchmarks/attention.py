@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,16 +36,16 @@ def sides() -> dict[str, Attention]:
 
 def measure_attention(
     *, side: str, tokens: Sequence[int], heads: int, channels: int, dtype: str, device: str, steps: int, baseline: int
-) -> dict[str, float]:
-    """Seconds of a side, forward with backward, at each length: the least of all steps, since others on a machine only add.
+) -> dict[str, Any]:
+    """Seconds of each step of a side, forward with backward, at each length.
 
     Every length has as many rows as make the longest's tokens, and shorter ones, which are quicker, take more than `steps`.
 
     Returns:
-        `both/N` in seconds, and `memory/N`, the bytes that a step adds at its peak to what lay there before.
+        `both/N`, the seconds of each step, and `memory/N`, the bytes that a step adds at its peak to what lay there before.
     """
     function = sides()[side]
-    measured: dict[str, float] = {}
+    measured: dict[str, Any] = {}
     for length in tokens:
         torch.manual_seed(0)
         query, key, value = (
@@ -61,6 +62,7 @@ def measure_attention(
             query.grad = key.grad = value.grad = None
             function(query, key, value).backward(upstream)
 
-        measured[f"both/{length}"] = min(seconds_of(step, steps * max(tokens) // length, device))
+        seconds = seconds_of(step, steps * max(tokens) // length, device)
+        measured[f"both/{length}"] = [round(each, 6) for each in seconds]
         measured[f"memory/{length}"] = max(0, peak_memory(device, baseline) - before)
     return measured

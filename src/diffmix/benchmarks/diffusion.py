@@ -16,7 +16,7 @@ MATERIALISED = 7  # matrices of H·N² values that the definition holds at a tim
 SHORTEST = 4 * 2 * PATTERN["window"]  # so that a quarter is a multiple of Longformer's window
 
 
-def diffusion(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
+def diffusion(options: Options, notice: Notice, workers: Any) -> dict[str, Any]:
     """Attention diffusion, forward with backward, with N tokens (16,384, or `tokens`): against torch's fused attention at N,
     against itself at 2N, against an edge list at N/4, against its definition at N or, where memory is short, N/4; and as a layer
     with its projections, of 1 and of 5 hops, against Hugging Face's Longformer attention at N/4. On CUDA also its candidates for
@@ -52,7 +52,7 @@ def diffusion(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     if options.device == "cuda":
         lengths = (tokens, 2 * tokens)
         sides |= {f"{name}/{length}": side(name, length) for name in CUDA_OPERATORS for length in lengths}
-    runs = alternate(sides, options.repetitions, notice=notice, worker=worker)
+    runs = alternate(sides, options.repetitions, notice=notice, workers=workers)
     ours, sdpa = runs[f"ours/{tokens}"], runs[f"sdpa/{tokens}"]
     again, longformer = runs[f"recompute/{tokens}"], runs[f"longformer/{short}"]
     memory = "peak_memory_bytes"

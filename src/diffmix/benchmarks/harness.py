@@ -1,42 +1,104 @@
 """Sides in processes of their own, taking turns, compared repetition by repetition.
 
 Machines speed up and slow down; two measurements that stand next to each other share that, so ratios are taken pair by
-pair and their median is reported with the lowest and the highest.
+pair and their median is reported with the lowest and the highest. The shorter a turn the more is shared: `together` lets the
+processes of all sides live at once and work one step at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
+from diffmix.benchmarks.turns import TURN
 from diffmix.errors import RunError
 
 Notice = Callable[[str], None]
+Spec = Mapping[str, Any]
+Workers = Callable[[Sequence[Spec]], list[dict[str, Any]]]
+_CALM = 0.01  # seconds between turns, in which the threads of the last one fall asleep
 
 
-def run_worker(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """One measurement in a fresh process: what `diffmix.benchmarks.worker` prints. Raises RunError."""
-    command = [sys.executable, "-m", "diffmix.benchmarks.worker", json.dumps(spec)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        reason = lines[-1] if lines else f"exit code {done.returncode}"
-        if done.returncode == -9:
-            reason = "the system ended it, most likely for lack of memory: lower --batch or --tokens"
-        raise RunError(f"measuring {spec.get('kind')} failed: {reason}")
-    return json.loads(done.stdout.splitlines()[-1])
+class _Process:
+    """A worker of one spec."""
+
+    def __init__(self, spec: Spec, stderr: IO[str]):
+        command = [sys.executable, "-m", "diffmix.benchmarks.worker", json.dumps(spec)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
+        self._process = subprocess.Popen(command, **pipes, text=True, encoding="utf-8")
+        self._spec, self._stderr, self._last = spec, stderr, ""
+
+    def reaches_a_turn(self) -> bool:
+        """Let it work until it asks for a turn; False: it is finished. Raises RunError where it failed."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.rstrip("\n") == TURN:
+                return True
+            self._last = line
+        code = self._process.wait()
+        if code:
+            self._stderr.seek(0)
+            lines = self._stderr.read().strip().splitlines()
+            reason = lines[-1] if lines else f"exit code {code}"
+            if code == -9:
+                reason = "the system ended it, most likely for lack of memory: lower --batch or --tokens"
+            raise RunError(f"measuring {self._spec.get('kind')} failed: {reason}")
+        return False
+
+    def work(self) -> None:
+        """Give it the turn that it asked for."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
+    def measured(self) -> dict[str, Any]:
+        """What it printed at the end."""
+        return json.loads(self._last)
+
+    def end(self) -> None:
+        """Stop it where it still runs."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()
+
+
+def run_workers(specs: Sequence[Spec]) -> list[dict[str, Any]]:
+    """Measurements in fresh processes: what each `diffmix.benchmarks.worker` prints. Raises RunError.
+
+    Several live at once and take turns, step by step and in alternating order; only one works at a time.
+    """
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for spec in specs:
+            stderr = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"))
+            processes.append(_Process({**spec, "turns": len(specs) > 1}, stderr))
+            stack.callback(processes[-1].end)
+        waiting = [process for process in processes if process.reaches_a_turn()]
+        while waiting:
+            again = []
+            for process in waiting:
+                time.sleep(_CALM)
+                process.work()
+                if process.reaches_a_turn():
+                    again.append(process)
+            waiting = again[::-1]
+        return [process.measured() for process in processes]
 
 
 def alternate(
-    sides: Mapping[str, Mapping[str, Any]],
+    sides: Mapping[str, Spec],
     repetitions: int,
     *,
     notice: Notice = print,
-    worker: Callable[[Mapping[str, Any]], dict[str, Any]] = run_worker,
+    workers: Workers = run_workers,
+    together: bool = False,
 ) -> dict[str, list[dict[str, Any]]]:
     """Measure every side once a repetition, in turn, each second repetition in reverse order.
 
@@ -44,26 +106,30 @@ def alternate(
         sides: the worker's spec of each side.
         repetitions: at least 1.
         notice: told each measurement.
-        worker: what measures a spec.
+        workers: what measures specs.
+        together: whether turns are single steps; all sides must make equally many.
 
     Returns:
         The measurements of each side, one a repetition.
     """
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for repetition in range(repetitions):
-        for name in list(sides) if repetition % 2 == 0 else reversed(list(sides)):
-            runs[name].append(worker(sides[name]))
-            shown = ", ".join(f"{key} {value:,.4g}" for key, value in runs[name][-1].items() if _is_number(value))
-            notice(f"{repetition + 1}/{repetitions} {name}: {shown}")
+        order = list(sides) if repetition % 2 == 0 else list(sides)[::-1]
+        for names in [order] if together else [[name] for name in order]:
+            for name, measured in zip(names, workers([sides[name] for name in names]), strict=True):
+                runs[name].append(measured)
+                numbers = {key: min(_numbers(value)) for key, value in measured.items() if _numbers(value)}
+                shown = ", ".join(f"{key} {value:,.4g}" for key, value in numbers.items())
+                notice(f"{repetition + 1}/{repetitions} {name}: {shown}")
     return runs
 
 
 def medians(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Each side's median of every number, with the single measurements under `runs`."""
+    """Each side's median of every number (of a list of steps, the least), with the single measurements under `runs`."""
     summary: dict[str, dict[str, Any]] = {}
     for name, measured in runs.items():
-        keys = [key for key, value in measured[0].items() if _is_number(value)]
-        summary[name] = {key: statistics.median(run[key] for run in measured) for key in keys}
+        keys = [key for key, value in measured[0].items() if _numbers(value)]
+        summary[name] = {key: statistics.median(min(_numbers(run[key])) for run in measured) for key in keys}
         summary[name]["runs"] = [dict(run) for run in measured]
     return summary
 
@@ -71,10 +137,19 @@ def medians(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[s
 def ratio(
     over: Sequence[Mapping[str, Any]], under: Sequence[Mapping[str, Any]], key: str
 ) -> dict[str, float | list[float]]:
-    """over[key] / under[key], pair by pair: their median, lowest, highest, and the pairs."""
-    pairs = [float(a[key]) / float(b[key]) for a, b in zip(over, under, strict=True)]
+    """over[key] / under[key], pair by pair: their median, lowest, highest, and the pairs.
+
+    Where a measurement is a list of steps that were measured together, a pair is the median of the ratios of its steps.
+    """
+    pairs = [
+        statistics.median(a / b for a, b in zip(_numbers(mine[key]), _numbers(other[key]), strict=True))
+        for mine, other in zip(over, under, strict=True)
+    ]
     return {"median": statistics.median(pairs), "low": min(pairs), "high": max(pairs), "pairs": pairs}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _numbers(value: Any) -> list[float]:
+    """A number, or a list of them, as a list; empty for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return [float(value)]
+    return [float(each) for each in value] if isinstance(value, list) else []

@@ -32,7 +32,7 @@ MIXERS: dict[str, dict[str, Any]] = {
 }
 
 
-def long_range(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
+def long_range(options: Options, notice: Notice, workers: Any) -> dict[str, Any]:
     """A training step of each mixer by length (up to 65,536 tokens, or `tokens`), one row, equal width and depth."""
     lengths = [length for length in TOKENS if length <= (options.tokens or TOKENS[-1])]
     if not lengths:
@@ -45,7 +45,7 @@ def long_range(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
             side = step_spec(options, {"type": "diffmix", "config": config}, batch=batch, tokens=length)
             once = {"steps": 1, "warmup": 1} if name in QUADRATIC and length > LONG else {}
             sides[f"{name}/{length}"] = {**side, "tuned": True, **once}
-    runs = alternate(sides, options.repetitions, notice=notice, worker=worker)
+    runs = alternate(sides, options.repetitions, notice=notice, workers=workers)
     against = {"faster": "seconds_per_step", "less_memory": "peak_memory_bytes"}
     ratios = {
         f"{name}/{length}": {

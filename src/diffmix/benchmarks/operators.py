@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffmix.benchmarks.turns import wait_for_turn
 from diffmix.ops import neighbor_diffusion
 from diffmix.training.hardware import peak_memory
 
@@ -162,6 +163,7 @@ def seconds_of(work: Callable[[], None], steps: int, device: str, warmup: int = 
     """The time of each of `steps` calls of `work`, after `warmup` more."""
     seconds = []
     for _ in range(warmup + steps):
+        wait_for_turn()
         if device == "cuda":
             torch.cuda.synchronize()
         started = time.perf_counter()

@@ -6,12 +6,12 @@ import dataclasses
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from diffmix.benchmarks.diffusion import diffusion
-from diffmix.benchmarks.harness import Notice, alternate, medians, ratio, run_worker
+from diffmix.benchmarks.harness import Notice, Workers, alternate, medians, ratio, run_workers
 from diffmix.benchmarks.long_range import long_range
 from diffmix.benchmarks.specs import (
     Options,
@@ -38,7 +38,7 @@ def run_benchmark(
     *,
     force: bool = False,
     notice: Notice = print,
-    worker: Callable[[Mapping[str, Any]], dict[str, Any]] = run_worker,
+    workers: Workers = run_workers,
 ) -> tuple[Path, dict[str, Any]]:
     """Measure `name`, one of BENCHMARKS, and write its result.
 
@@ -48,7 +48,7 @@ def run_benchmark(
         output: the result file; None: results/bench-NAME.json, with the recipe's name where it is not the default one.
         force: replace a result that is there.
         notice: told each measurement.
-        worker: what measures a spec; a process of its own.
+        workers: what measures specs; each in a process of its own.
 
     Raises:
         RequestError: an unknown name, an option that does not fit, a result that exists.
@@ -74,7 +74,7 @@ def run_benchmark(
     if name != "operators":
         given = dataclasses.replace(given, dtype=resolve_dtype(options.dtype, device))
     started = time.perf_counter()
-    measured = BENCHMARKS[name](given, notice, worker)
+    measured = BENCHMARKS[name](given, notice, workers)
     defaults = {field.name: field.default for field in dataclasses.fields(Options)} | {"data": options.data}
     recipe = None if given.recipe is None else portable_spec(given.recipe)
     asked = {**dataclasses.asdict(options), "recipe": options.recipe and recipe}
@@ -92,7 +92,7 @@ def run_benchmark(
     return output, result
 
 
-def distilbert(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
+def distilbert(options: Options, notice: Notice, workers: Any) -> dict[str, Any]:
     """A training step of a recipe's own model, and of the paper's, against DistilBERT's shape: 32 x 512 tokens, same AdamW.
 
     DistilBERT is measured as its configuration has it, and once more without dropout on attention weights: on CPUs the fused
@@ -108,7 +108,7 @@ def distilbert(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
             options, {"type": "distilbert", "config": {**published, "attention_dropout": 0.0}}, **shape
         ),
     }
-    runs = alternate(sides, options.repetitions, notice=notice, worker=worker)
+    runs = alternate(sides, options.repetitions, notice=notice, workers=workers)
     return {
         "settings": {**shape, "models": {name: side["model"] for name, side in sides.items()}},
         "sides": medians(runs),
@@ -124,7 +124,7 @@ def distilbert(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     }
 
 
-def obvious(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
+def obvious(options: Options, notice: Notice, workers: Any) -> dict[str, Any]:
     """The recipe's step against its obvious implementation: equal unpadded batches, and an epoch of the recipe's data.
 
     Our side has the settings of `diffmix train`: `diffmix.training.hardware.tune_cpu`.
@@ -148,7 +148,7 @@ def obvious(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
         },
         options.repetitions,
         notice=notice,
-        worker=worker,
+        workers=workers,
     )
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.npz"
@@ -171,7 +171,7 @@ def obvious(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
             },
             options.repetitions,
             notice=notice,
-            worker=worker,
+            workers=workers,
         )
     return {
         "settings": {
@@ -197,7 +197,7 @@ def obvious(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     }
 
 
-def scaling(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
+def scaling(options: Options, notice: Notice, workers: Any) -> dict[str, Any]:
     """Time and memory of a training step by length, one row, ours and softmax attention of the same width."""
     recipe = recipe_of(options)
     lengths = [n for n in SCALING_TOKENS if n <= (options.tokens or SCALING_TOKENS[-1])]
@@ -211,7 +211,7 @@ def scaling(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
             softmax = {**model_of(recipe, length)}
             softmax["config"] = softmax_config(softmax["config"])
             sides[f"softmax/{length}"] = step_spec(options, softmax, batch=options.batch or 1, tokens=length)
-    runs = alternate(sides, options.repetitions, notice=notice, worker=worker)
+    runs = alternate(sides, options.repetitions, notice=notice, workers=workers)
     ratios = {}
     long, short = f"ours/{SCALING_TOKENS[-1]}", f"ours/{SCALING_TOKENS[-1] // 4}"
     if long in runs:
@@ -226,7 +226,7 @@ def scaling(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     }
 
 
-def operators(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
+def operators(options: Options, notice: Notice, workers: Any) -> dict[str, Any]:
     """Candidates for the fast path of neighbour diffusion, three adjacent offsets, forward and backward."""
     from diffmix.benchmarks.operators import CANDIDATES, DTYPES
 
@@ -236,7 +236,7 @@ def operators(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
         raise RequestError(f"dtype is {options.dtype}: operators are measured in {', '.join(DTYPES)}")
     common = {"kind": "operators", **shape, "dtypes": dtypes, "device": options.device, "steps": options.steps}
     sides = {name: {**common, "candidate": name} for name in CANDIDATES}
-    runs = alternate(sides, options.repetitions, notice=notice, worker=worker)
+    runs = alternate(sides, options.repetitions, notice=notice, workers=workers)
     keys = [key for key in runs["library"][0] if "/" in key]
     return {
         "settings": {**shape, "dtypes": dtypes, "offsets": [-1, 0, 1]},
@@ -249,7 +249,7 @@ def operators(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     }
 
 
-def parts(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
+def parts(options: Options, notice: Notice, workers: Any) -> dict[str, Any]:
     """The parts of a step beside its products, as one writes them at first and as the library has them."""
     from diffmix.benchmarks.operators import DTYPES
     from diffmix.benchmarks.parts import SIDES
@@ -259,7 +259,7 @@ def parts(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     shape = {"batch": options.batch or 32, "tokens": options.tokens or 512, "width": 128}
     common = {"kind": "parts", **shape, "dtypes": [options.dtype], "device": options.device, "steps": options.steps}
     runs = alternate(
-        {side: {**common, "side": side} for side in SIDES}, options.repetitions, notice=notice, worker=worker
+        {side: {**common, "side": side} for side in SIDES}, options.repetitions, notice=notice, workers=workers
     )
     keys = [key for key in runs["ours"][0] if "/" in key]
     return {
@@ -269,7 +269,7 @@ def parts(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
     }
 
 
-def heat_kernel(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
+def heat_kernel(options: Options, notice: Notice, workers: Any) -> dict[str, Any]:
     """Heat-kernel attention, forward with backward, against torch's fused attention and its own materialised definition.
 
     All sides have the settings of `diffmix train`: the small weights of sharp attention are no normal numbers.
@@ -285,12 +285,16 @@ def heat_kernel(options: Options, notice: Notice, worker: Any) -> dict[str, Any]
     fixed = {"dtype": options.dtype, "device": options.device, "steps": options.steps, "tuned": True}
     common = {"kind": "attention", **shape, **fixed}
     runs = alternate(
-        {side: {**common, "side": side} for side in ("sdpa", *FORMS, "materialised")},
+        {side: {**common, "side": side} for side in ("sdpa", *FORMS)},
         options.repetitions,
         notice=notice,
-        worker=worker,
+        workers=workers,
+        together=True,
     )
+    # For its memory alone, which needs no quiet.
     longest = f"memory/{lengths[-1]}"
+    materialised = {"materialised": {**common, "side": "materialised", "tokens": lengths[-1:], "steps": 1}}
+    runs |= alternate(materialised, options.repetitions, notice=notice, workers=workers)
     return {
         "settings": shape,
         "sides": medians(runs),
@@ -301,7 +305,7 @@ def heat_kernel(options: Options, notice: Notice, worker: Any) -> dict[str, Any]
     }
 
 
-def paper_memory(options: Options, notice: Notice, worker: Any) -> dict[str, Any]:
+def paper_memory(options: Options, notice: Notice, workers: Any) -> dict[str, Any]:
     """Peak memory of the paper's model at 16 rows of 4,096 tokens: training, with checkpointing, inference."""
     shape = {"batch": options.batch or 16, "tokens": options.tokens or 4096}
     model = model_of(recipe_of(options), shape["tokens"])
@@ -312,7 +316,7 @@ def paper_memory(options: Options, notice: Notice, worker: Any) -> dict[str, Any
         sides[f"training/{dtype}"] = base
         sides[f"training with checkpointing/{dtype}"] = {**base, "checkpointing": True}
         sides[f"inference/{dtype}"] = {**base, "training": False}
-    runs = alternate(sides, options.repetitions, notice=notice, worker=worker)
+    runs = alternate(sides, options.repetitions, notice=notice, workers=workers)
     return {"settings": {**shape, "model": model}, "sides": medians(runs)}
 
 

@@ -16,6 +16,7 @@ from diffmix.benchmarks.operators import measure_operators
 from diffmix.benchmarks.parts import measure_parts
 from diffmix.benchmarks.sparse_attention import measure_sparse_attention
 from diffmix.benchmarks.steps import import_model, measure_epoch, measure_step
+from diffmix.benchmarks.turns import take_turns
 from diffmix.errors import RequestError
 from diffmix.training.hardware import reset_peak_memory, resident_memory, tune_cpu
 
@@ -39,6 +40,8 @@ def main() -> None:
         import_model(spec["model"]["type"])
     if spec.pop("tuned", False):
         tune_cpu()
+    if spec.pop("turns", False):
+        take_turns()
     torch.manual_seed(0)
     reset_peak_memory()
     print(json.dumps(KINDS[kind](**spec, baseline=resident_memory())))
