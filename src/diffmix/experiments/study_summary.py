@@ -6,7 +6,7 @@ import difflib
 import functools
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from diffmix.evaluation.intervals import mean_interval
@@ -80,7 +80,7 @@ def study_result(study: Study, finished: Mapping[str, Mapping[str, Any]]) -> dic
 
 
 def study_table(result: Mapping[str, Any]) -> str:
-    """Markdown: the means of every combination, then the paired differences."""
+    """Markdown: the means of every combination that has run, then the paired differences; where none has, all of them."""
     axes = [axis for axis in result["axes"] if axis != SEED]
     total = len(result["axes"].get(SEED, [""]))
     metrics = result["metrics"]
@@ -90,7 +90,7 @@ def study_table(result: Mapping[str, Any]) -> str:
             f"{len(row['seeds'])} of {total}",
             *(_mean_shown(metric, row["metrics"][metric], len(row["seeds"])) for metric in metrics),
         ]
-        for row in result["means"]
+        for row in _begun(result["means"], lambda row: bool(row["seeds"]))
     ]
     told = f"Mean ± 95 % t-interval over seeds. `{result['command']}`"
     if result["environment"]:
@@ -192,6 +192,10 @@ def _interval(values: Sequence[float]) -> dict[str, Any]:
     return {**{key: None if math.isnan(number) else number for key, number in numbers.items()}, "n": len(values)}
 
 
+def _begun(rows: Sequence[dict[str, Any]], has_run: Callable[[dict[str, Any]], bool]) -> Sequence[dict[str, Any]]:
+    return [row for row in rows if has_run(row)] or rows
+
+
 def _difference_table(result: Mapping[str, Any], axes: Sequence[str]) -> list[str]:
     axis, baseline = result["compare"]["axis"], result["compare"]["baseline"]
     metrics = result["metrics"]
@@ -200,7 +204,7 @@ def _difference_table(result: Mapping[str, Any], axes: Sequence[str]) -> list[st
             *(row["axes"][name] for name in axes),
             *(_difference_shown(metric, row["metrics"][metric]) for metric in metrics),
         ]
-        for row in result["differences"]
+        for row in _begun(result["differences"], lambda row: any(each["n"] for each in row["metrics"].values()))
     ]
     about = (
         f"Difference to {axis}={baseline}, paired over seeds, with its 95 % t-interval; undecided where that holds 0 or there "
