@@ -105,20 +105,12 @@ def save_train(
 ) -> tuple[dict[str, Any], int]:
     """Encode the recipe's train rows for the workers: what they are, and the vocabulary's size."""
     from diffmix.benchmarks.steps import save_rows
-    from diffmix.tasks import Examples, load_task
+    from diffmix.tasks import Examples
     from diffmix.tasks.encoding import EncodedDataset, encode
     from diffmix.tasks.tokenizers import build_tokenizer
+    from diffmix.training.building import recipe_data
 
-    task = load_task(
-        recipe.task,
-        data=options.data,
-        validation_fraction=recipe.validation_fraction,
-        text_column=recipe.text_column,
-        label_column=recipe.label_column,
-        extra_train=recipe.extra_train,
-        limit=options.limit or recipe.limit,
-        on_notice=notice,
-    )
+    task = recipe_data(recipe.replace(limit=options.limit or recipe.limit), options.data, notice)
     if not isinstance(task.train, Examples) or task.train.texts is None or task.train.pairs is not None:
         raise RequestError(
             f"task {recipe.task} has no single texts in memory: give a recipe of a text classification task"

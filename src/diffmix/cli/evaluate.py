@@ -81,6 +81,7 @@ def task_data(model: Path, task: str | None, data: Path | None) -> Any:
     """The data that the run was trained on, or another task's."""
     from diffmix.tasks import load_task
     from diffmix.tasks.language import LANGUAGE_TASKS, load_language
+    from diffmix.training.building import recipe_data
     from diffmix.training.recipe import load_recipe
     from diffmix.training.run_folder import recorded_data
 
@@ -103,15 +104,4 @@ def task_data(model: Path, task: str | None, data: Path | None) -> Any:
         return load_language(name, data=data, **as_trained, **notices)
     if recipe is None or not own:
         return load_task(name, data=data, **notices)
-    return load_task(
-        name,
-        data=data,
-        validation_fraction=recipe.validation_fraction,
-        text_column=recipe.text_column,
-        pair_column=recipe.pair_column,
-        label_column=recipe.label_column,
-        extra_train=recipe.extra_train,
-        limit=recipe.limit,
-        stream=recipe.stream,
-        **notices,
-    )
+    return recipe_data(recipe, data, **notices)

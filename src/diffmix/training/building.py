@@ -1,7 +1,8 @@
-"""Models and tokenizers for a recipe: new, from a pre-trained folder, or from a checkpoint."""
+"""Data, models and tokenizers for a recipe; the latter two new, from a pre-trained folder, or from a checkpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForSequenceClassif
 import diffmix.models as models
 from diffmix.errors import RequestError
 from diffmix.models.attention import attention_option
-from diffmix.tasks import TaskData
+from diffmix.tasks import TaskData, load_task
 from diffmix.training.callbacks import AVERAGED_WEIGHTS
+from diffmix.training.distributed import is_first_process
 from diffmix.training.recipe import Recipe
 
 # Families whose positions count from pad_token_id + 1 on.
@@ -30,6 +32,26 @@ _POSITIONS_AFTER_PADDING = (
     "xlm-roberta-xl",
     "xmod",
 )
+
+
+VALIDATION_SEED = 0  # of the cut of validation: runs of different seeds share it
+
+
+def recipe_data(recipe: Recipe, data: Path | str | None, on_notice: Callable[[str], None]) -> TaskData:
+    """The data of a recipe's task, as the recipe asks for them; several processes tell their notices once."""
+    return load_task(
+        recipe.task,
+        data=data,
+        validation_fraction=recipe.validation_fraction,
+        seed=VALIDATION_SEED,
+        text_column=recipe.text_column,
+        pair_column=recipe.pair_column,
+        label_column=recipe.label_column,
+        extra_train=recipe.extra_train,
+        limit=recipe.limit,
+        stream=recipe.stream,
+        on_notice=on_notice if is_first_process() else lambda _: None,
+    )
 
 
 def _positions(config: Any, max_length: int) -> int:

@@ -26,7 +26,7 @@ from diffmix.tasks.examples import Examples, StreamedExamples
 from diffmix.tasks.subword_dropout import SubwordDropout
 from diffmix.tasks.tokenizers import build_tokenizer
 from diffmix.training.batching import RowSubset, batches_by_tokens
-from diffmix.training.building import build_classifier, load_tokenizer, model_config, start_embeddings
+from diffmix.training.building import VALIDATION_SEED, build_classifier, load_tokenizer, model_config, start_embeddings
 from diffmix.training.distributed import is_first_process, on_first_process
 from diffmix.training.embeddings import ppmi_embeddings
 from diffmix.training.fitting import Fitter, Notice
@@ -37,7 +37,6 @@ from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import finish_metrics, write_json, write_run_files
 
 UNLABELLED_VALIDATION = 256  # texts at most that pre-training holds out, never more than a tenth
-VALIDATION_SEED = 0  # of the cut of validation: runs of different seeds share it
 
 
 class Run:

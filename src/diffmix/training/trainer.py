@@ -17,13 +17,13 @@ from typing import Any
 
 from diffmix.errors import RequestError, RunError
 from diffmix.evaluation import mean_interval
-from diffmix.tasks import TaskData, load_task
 from diffmix.tasks.language import LANGUAGE_TASKS, load_language
+from diffmix.training.building import VALIDATION_SEED, recipe_data
 from diffmix.training.distributed import is_first_process, join_processes, on_first_process, process_count
 from diffmix.training.fitting import Notice
 from diffmix.training.hardware import resident_memory, resolve_device, resolve_dtype
 from diffmix.training.language import check_classifier_recipe, check_language_recipe, train_language_model
-from diffmix.training.phases import VALIDATION_SEED, Run
+from diffmix.training.phases import Run
 from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import claim_folder, recorded_data, release_folder, write_json
 from diffmix.training.self_training import TAUGHT, label_texts, unlabelled_texts, with_taught_labels
@@ -129,7 +129,7 @@ def _train_one(
         from diffmix.training.baselines import train_tfidf
 
         with _explained(folder), _undone(folder, state):
-            task = _load_task(recipe, recorded_data(folder), notice)
+            task = recipe_data(recipe, recorded_data(folder), notice)
             return train_tfidf(recipe, task, folder, baseline, notice)
     device = resolve_device(recipe.device)
     dtype = resolve_dtype(recipe.dtype, device)
@@ -155,7 +155,7 @@ def _train_one(
                 on_notice=run.notice,
             )
             return train_language_model(run, task)
-        task = _load_task(recipe, data, notice)
+        task = recipe_data(recipe, data, notice)
         if taught is not None:
             task = with_taught_labels(task, taught)
         return run.classification(task, start)
@@ -177,7 +177,7 @@ def _pretrain(recipe: Recipe, data: Path | str | None, folder: Path, notice: Not
         notice(f"pre-training: {folder}")
         with _explained(folder), _undone(folder, state):
             run = Run(phase, folder, device, resolve_dtype(phase.dtype, device), baseline, notice)
-            run.pretraining(_load_task(phase, data, notice))
+            run.pretraining(recipe_data(phase, data, notice))
     return folder
 
 
@@ -195,7 +195,7 @@ def _teach(
     state = on_first_process(lambda: claim_folder(folder, teacher, data, resume=exists))
     with _explained(folder), _undone(folder, state):
         # The teacher never sees test: what it would score there decides nothing.
-        task = dataclasses.replace(_load_task(teacher, data, notice), load_test=lambda: None)
+        task = dataclasses.replace(recipe_data(teacher, data, notice), load_test=lambda: None)
         unlabelled_texts(task)  # that there are some is known before anything is trained
         if state != "finished":
             start = Path(teacher.init_from) if teacher.init_from is not None else pretrained
@@ -203,22 +203,6 @@ def _teach(
             run.classification(task, start)
         on_first_process(lambda: label_texts(teacher, task, folder, baseline, notice))
     return folder
-
-
-def _load_task(recipe: Recipe, data: Path | str | None, notice: Notice) -> TaskData:
-    return load_task(
-        recipe.task,
-        data=data,
-        validation_fraction=recipe.validation_fraction,
-        seed=VALIDATION_SEED,
-        text_column=recipe.text_column,
-        pair_column=recipe.pair_column,
-        label_column=recipe.label_column,
-        extra_train=recipe.extra_train,
-        limit=recipe.limit,
-        stream=recipe.stream,
-        on_notice=notice if is_first_process() else lambda _: None,
-    )
 
 
 @contextlib.contextmanager
