@@ -42,13 +42,15 @@ def with_easier(task: TaskData, names: Sequence[str]) -> TaskData:
                 f"extra_train: {task.name} takes {', '.join(fitting) or 'none'}, whose expressions are shorter than its own, got "
                 f"{name!r}"
             )
-    rows = len(task.train)
-    parts = [task.train]
+    own = task.train
+    assert isinstance(own, Examples)
+    assert isinstance(own.input_ids, TokenRows)
+    ids, labels = [own.input_ids], [own.labels]
     for name in names:
-        drawn = generate(rows, SEED, **dataclasses.asdict(EASIER[name]))
-        parts.append(Examples(drawn.labels.astype(np.int64), input_ids=TokenRows(drawn.ids, drawn.offsets)))
-    ids = TokenRows.concatenate([part.input_ids for part in parts if isinstance(part.input_ids, TokenRows)])
-    train = Examples(np.concatenate([part.labels for part in parts]), input_ids=ids)
+        drawn = generate(len(own), SEED, **dataclasses.asdict(EASIER[name]))
+        ids.append(TokenRows(drawn.ids, drawn.offsets))
+        labels.append(drawn.labels.astype(np.int64))
+    train = Examples(np.concatenate(labels), input_ids=TokenRows.concatenate(ids))
     task.facts["train_rows"] = len(train)
-    task.facts["extra_train"] = f"{', '.join(names)}: {rows:,} shorter expressions each"
+    task.facts["extra_train"] = f"{', '.join(names)}: {len(own):,} shorter expressions each"
     return dataclasses.replace(task, train=train)
