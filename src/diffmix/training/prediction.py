@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from safetensors import SafetensorError
 from diffmix.errors import RequestError, RunError
 from diffmix.tasks.encoding import PaddingCollator, encode, shortest_input
 from diffmix.tasks.examples import Examples
+from diffmix.tasks.long_range_arena import LISTOPS_TASKS
+from diffmix.tasks.long_range_arena.expressions import parse as parse_expression
+from diffmix.tasks.token_rows import TokenRows
 from diffmix.training.batching import batches_by_tokens
 from diffmix.training.hardware import resolve_device, resolve_dtype
 
@@ -79,14 +82,17 @@ class Classifier:
     """A trained model with its tokenizer: texts in, probabilities out."""
 
     model: Any  # a Hugging Face model for sequence, or sequence-pair, classification
-    tokenizer: Any  # None for models that read pixels
+    tokenizer: Any  # None for models that read pixels, or symbols of their task
     label_names: tuple[str, ...]
     max_length: int  # tokens; longer texts are cut
     dtype: str
     reads_pairs: bool
+    parse: Callable[[str], np.ndarray] | None = None  # a task's own notation in place of a tokenizer: text → ids
 
     def probabilities(self, examples: Examples) -> np.ndarray:
         """float64 [n, C] in the order of `examples`. Raises RequestError for examples of a kind the model cannot read."""
+        if self.parse is not None and examples.texts is not None:
+            examples = Examples(examples.labels, input_ids=self._parsed(self.parse, examples.texts))
         if (examples.input_ids is None) != (self.tokenizer is not None):
             reads, got = ("text", "pixels") if self.tokenizer is not None else ("pixels", "text")
             raise RequestError(f"this model reads {reads} but was given {got}: give the task that it was trained on")
@@ -97,6 +103,13 @@ class Classifier:
         config = self.model.config
         collate = PaddingCollator(config.pad_token_id or 0, self.max_length, shortest_input(config, self.max_length))
         return predict_probabilities(self.model, dataset, collate, dtype=self.dtype)
+
+    def _parsed(self, parse: Callable[[str], np.ndarray], texts: Sequence[str]) -> TokenRows:
+        rows = [parse(text) for text in texts]
+        lengths = [len(row) for row in rows]
+        if max(lengths) > self.max_length:  # cut, it would be another expression
+            raise RequestError(f"expression of {max(lengths)} symbols: this model reads {self.max_length} at most")
+        return TokenRows(np.concatenate(rows), np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "auto") -> Any:
@@ -164,17 +177,21 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
     longest = int(getattr(hf_config, "max_position_embeddings", None) or 10**9)
     max_length = min(longest, tokenizer.model_max_length) if tokenizer is not None else longest
     label_names = tuple(str(hf_config.id2label[index]) for index in range(int(hf_config.num_labels or 0)))
-    return Classifier(model, tokenizer, label_names, max_length, resolve_dtype(dtype, device), reads_pairs)
+    parse = parse_expression if _recipe_keys(folder).get("task") in LISTOPS_TASKS else None
+    return Classifier(model, tokenizer, label_names, max_length, resolve_dtype(dtype, device), reads_pairs, parse)
 
 
 def trained_attention(folder: Path) -> dict[str, str]:
     """The option of `from_pretrained` with the attention of the recipe in a run's folder, which config.json does not keep."""
     from diffmix.models.attention import attention_option
 
+    return attention_option(_recipe_keys(folder).get("attn_implementation"))
+
+
+def _recipe_keys(folder: Path) -> dict[str, Any]:
+    """The recipe in a run's folder; empty for a model from elsewhere."""
     recipe = folder / "recipe.yaml"
-    if not recipe.is_file():
-        return {}
-    return attention_option(yaml.safe_load(recipe.read_text(encoding="utf-8")).get("attn_implementation"))
+    return yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
 
 
 def labels_for(examples: Examples, task_labels: Sequence[str], model_labels: Sequence[str]) -> np.ndarray:

@@ -13,10 +13,11 @@ from diffmix.tasks.examples import TaskData
 from diffmix.tasks.images import load_images
 from diffmix.tasks.splits import Cut
 
-GENERATED_TASKS = ("listops", "listops_short", "pathfinder", "pathfinder_x")
+LISTOPS_TASKS = ("listops", "listops_short")
+GENERATED_TASKS = (*LISTOPS_TASKS, "pathfinder", "pathfinder_x")
 LRA_TASKS = (*GENERATED_TASKS, "lra_text", "lra_image", "lra_retrieval", "newsgroups_retrieval")
 
-__all__ = ["GENERATED_TASKS", "LRA_TASKS", "load_long_range_arena"]
+__all__ = ["GENERATED_TASKS", "LISTOPS_TASKS", "LRA_TASKS", "load_long_range_arena"]
 
 
 def load_long_range_arena(
@@ -34,7 +35,7 @@ def load_long_range_arena(
     `lra_image` CIFAR-10 made grey. `extra_train`: easier sets that join the train rows of ListOps, see `curriculum`.
     Raises RequestError.
     """
-    if extra_train and name not in ("listops", "listops_short"):
+    if extra_train and name not in LISTOPS_TASKS:
         raise RequestError(f"extra_train: task {name!r} takes none, got {extra_train!r}; leave it out")
     root = None if data is None else Path(data)
     if root is not None and not root.is_dir():

@@ -1,0 +1,42 @@
+"""A ListOps model answers expressions as they are written."""
+
+import json
+
+import numpy as np
+import pytest
+
+from diffmix.cli.main import main
+from diffmix.tasks.examples import Examples
+from diffmix.tasks.long_range_arena.expressions import parse
+from diffmix.training.prediction import load_classifier
+from diffmix.training.recipe import load_recipe
+from diffmix.training.trainer import train
+
+KEYS = "max_steps=2 hidden_size=8 intermediate_size=8 num_hidden_layers=2 max_length=20 extra_train= dtype=fp32"
+
+
+@pytest.fixture
+def run(small, tmp_path):
+    train(load_recipe("listops_short", KEYS.split()), output=tmp_path / "run", notice=lambda _: None)
+    return tmp_path / "run"
+
+
+def test_expressions_are_read_as_they_are_written(run, capsys, monkeypatch):
+    expression = "[MAX 2 9 [MIN 4 7 ] 0 ]"
+    assert main(["predict", str(run), expression, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    classifier = load_classifier(run)
+    ids = parse(expression)[None].astype(np.int64)
+    expected = classifier.probabilities(Examples(np.zeros(1, dtype=np.int64), input_ids=ids))[0]
+    assert told["probabilities"] == pytest.approx(dict(zip("0123456789", expected, strict=True)), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("[MAX 2", "]"), ("two", "is no symbol"), ("[MAX " + "1 " * 19 + "]", "21 symbols: this model reads 20 at most")],
+)
+def test_what_is_no_expression_is_refused_in_one_line(run, capsys, text, words):
+    assert main(["predict", str(run), text]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
