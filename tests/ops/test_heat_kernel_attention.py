@@ -230,7 +230,8 @@ def test_wrong_arguments_are_named(change, message):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"is_causal": True}, {"is_causal": True, "locality": 0.1}, {"form": "squared"}]
+    "options",
+    [{}, {"is_causal": True}, {"is_causal": True, "locality": 0.1}, {"form": "squared"}, {"form": "normalized"}],
 )
 def test_compiles_into_one_graph(options):
     compiled = torch.compile(heat_kernel_attention, fullgraph=True, backend="aot_eager", dynamic=True)
@@ -240,7 +241,7 @@ def test_compiles_into_one_graph(options):
     )
 
 
-@pytest.mark.parametrize("form", ["dot", "normalized"])
+@pytest.mark.parametrize("form", ["dot", "normalized", "squared"])
 def test_second_derivatives_where_the_weights_are_made(form):
     time = torch.full((1, 1, 1), 0.7, dtype=torch.float64, requires_grad=True)
     states = [torch.randn(1, 1, 3, 2, dtype=torch.float64, requires_grad=True) for _ in range(3)]

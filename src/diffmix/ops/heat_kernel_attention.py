@@ -107,7 +107,7 @@ class _Normalized(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return x / _norm(x)
+        return _normalized(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -122,28 +122,65 @@ class _Normalized(torch.autograd.Function):
         return torch.addcmul(grads[0], unit, along, value=-1) / norm
 
 
+def _normalized(x: Tensor) -> Tensor:
+    return x / _norm(x)
+
+
 def _norm(x: Tensor) -> Tensor:
     """‖x‖ over the channels, at least 1e-12, or the smallest normal number where that is larger."""
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(max(1e-12, torch.finfo(x.dtype).tiny))
+
+
+class _WithHalfNorm(torch.autograd.Function):
+    """[k, -‖k‖²/2, 0 …]: one more channel, in two parts where one would round it, filled up to a multiple of 8.
+
+    In one copy forward and one pass backward, since on short rows copies are what the form costs.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(key: Tensor) -> Tensor:
+        return _with_half_norm(key)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (key,) = ctx.saved_tensors
+        channels = key.shape[-1]
+        # Queries carry 1 in every further channel, so the first of them has the gradient of the norm.
+        return torch.addcmul(grads[0][..., :channels], key, grads[0][..., channels : channels + 1], value=-1)
+
+
+def _with_half_norm(key: Tensor) -> Tensor:
+    exact = torch.promote_types(key.dtype, torch.float32)
+    half_norm = torch.linalg.vector_norm(key, dim=-1, keepdim=True, dtype=exact).square() * -0.5
+    parts = [half_norm.to(key.dtype)]
+    if key.dtype in (torch.bfloat16, torch.float16):
+        parts.append((half_norm - parts[0].to(exact)).to(key.dtype))
+    spare = -(key.shape[-1] + len(parts)) % 8  # what the kernels' products are made for
+    return torch.cat([key, *parts, key.new_zeros(*key.shape[:-1], spare)], dim=-1)
 
 
 def _prepared(
     query: Tensor, key: Tensor, value: Tensor, time: float | Tensor, form: str
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """q, k, v and a scale such that softmax(scale · q·k) is the kernel; k may carry further channels, and then v zeros."""
+    if torch.compiler.is_compiling():  # which joins passes itself, and warns of functions with a gradient of their own
+        unit, with_half_norm = _normalized, _with_half_norm
+    else:
+        unit, with_half_norm = _Normalized.apply, _WithHalfNorm.apply
     if form == "normalized":
-        query, key = _Normalized.apply(query), _Normalized.apply(key)
+        query, key = unit(query), unit(key)
     elif form == "squared":
-        exact = key if key.dtype == torch.float64 else key.float()
-        half_norm = exact.square().sum(-1, keepdim=True) * -0.5
-        parts = [half_norm.to(key.dtype)]
-        if key.dtype in (torch.bfloat16, torch.float16):
-            parts.append((half_norm - parts[0].float()).to(key.dtype))
-        spare = -(key.shape[-1] + len(parts)) % 8  # what the kernels' products are made for
-        query = torch.cat([query, query.new_ones(*query.shape[:-1], len(parts))], dim=-1)
-        key = torch.cat([key, *parts], dim=-1)
-        query, key = F.pad(query, (0, spare)), F.pad(key, (0, spare))
-        value = F.pad(value, (0, key.shape[-1] - value.shape[-1]))  # the fused kernels want one head size
+        channels = query.shape[-1]
+        key = with_half_norm(key)
+        # The parts of the norm count once each; what only fills up meets zeros.
+        query = torch.cat([query, query.new_ones(*query.shape[:-1], key.shape[-1] - channels)], dim=-1)
+        value = F.pad(value, (0, key.shape[-1] - channels))  # the fused kernels want one head size
     if isinstance(time, Tensor):
         return query * (0.5 / time).to(query.dtype), key, value, 1.0
     return query, key, value, 0.5 / time
