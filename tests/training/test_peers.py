@@ -136,3 +136,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, names_csv, checkpoi
 def test_our_own_model_names_its_attention_otherwise():
     with pytest.raises(RequestError, match="mixer"):
         load_recipe("digits", ["attn_implementation=sdpa"])
+
+
+def test_an_attention_that_a_family_cannot_take_is_refused_in_one_line(tmp_path, names_csv):
+    with pytest.raises(RequestError, match="attn_implementation=sdpa: "):
+        trained(tmp_path / "run", names_csv, "model=big_bird", "attn_implementation=sdpa")

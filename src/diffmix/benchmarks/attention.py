@@ -63,6 +63,6 @@ def measure_attention(
             function(query, key, value).backward(upstream)
 
         seconds = seconds_of(step, steps * max(tokens) // length, device)
-        measured[f"both/{length}"] = [round(each, 6) for each in seconds]
+        measured[f"both/{length}"] = [round(each, 9) for each in seconds]
         measured[f"memory/{length}"] = max(0, peak_memory(device, baseline) - before)
     return measured

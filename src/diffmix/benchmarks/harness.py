@@ -55,8 +55,9 @@ class _Process:
     def work(self) -> None:
         """Give it the turn that it asked for."""
         assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it died waiting: `reaches_a_turn` says why
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
 
     def measured(self) -> dict[str, Any]:
         """What it printed at the end."""

@@ -130,12 +130,18 @@ def build_classifier(recipe: Recipe, task: TaskData, tokenizer: Any, start: Path
         kind: Any = models.DiffmixForSequencePairClassification if pairs else AutoModelForSequenceClassification
         try:
             return kind.from_pretrained(start, config=config, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
             reason = " ".join(str(error).split())[:200]
             raise RequestError(f"init_from: {start} does not fit this recipe's model ({reason})") from None
     if pairs:
         return models.DiffmixForSequencePairClassification(config)
-    return AutoModelForSequenceClassification.from_config(config)
+    try:
+        return AutoModelForSequenceClassification.from_config(config)
+    except (ImportError, ValueError) as error:
+        if recipe.attn_implementation is None:
+            raise
+        reason = " ".join(str(error).split())[:160]
+        raise RequestError(f"attn_implementation={recipe.attn_implementation}: {reason}") from None
 
 
 def start_embeddings(model: Any, embeddings: np.ndarray) -> None:

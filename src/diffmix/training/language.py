@@ -139,7 +139,7 @@ def train_language_model(run: Run, task: LanguageData) -> dict[str, Any]:
     def build() -> Any:
         set_seed(recipe.seed)
         if start is not None:
-            return load_language_model(start, device="cpu").model
+            return load_language_model(start, device="cpu", attention=recipe.attn_implementation).model
         config = model_config(recipe, tokenizer, vocab_size, {})
         config.eos_token_id = config.bos_token_id = mark
         if isinstance(text, PixelImages):

@@ -91,7 +91,7 @@ class Classifier:
 
     def probabilities(self, examples: Examples) -> np.ndarray:
         """float64 [n, C] in the order of `examples`. Raises RequestError for examples of a kind the model cannot read."""
-        if self.parse is not None and examples.texts is not None:
+        if self.parse is not None and examples.texts and examples.pairs is None:
             examples = Examples(examples.labels, input_ids=self._parsed(self.parse, examples.texts))
         if (examples.input_ids is None) != (self.tokenizer is not None):
             reads, got = ("text", "pixels") if self.tokenizer is not None else ("pixels", "text")
