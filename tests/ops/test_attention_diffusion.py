@@ -101,7 +101,7 @@ def test_groups_of_sequences_join(monkeypatch):
     inputs = draw(33, batch=5)
     mask = draw_mask("holes", 5, 33)
     for tokens in (1, 2 * 33, 7 * 33):
-        monkeypatch.setattr(sys.modules["diffmix.ops.attention_diffusion"], "_GROUP", tokens)
+        monkeypatch.setattr(sys.modules["diffmix.ops.attention_diffusion"], "_GROUP_ON_CPU", tokens)
         compare(inputs, pattern, padding_mask=mask)
 
 

@@ -164,29 +164,32 @@ def measure_sparse_attention(
     """A side, one of OPERATORS, CUDA_OPERATORS or LAYERS, forward with backward on one row.
 
     Returns:
-        `seconds`, the median over `steps`, and `peak_memory_bytes`, inputs included, above what the process held before them
-        (the layers' code and weights are loaded by then; `baseline`, taken before that, is not used).
+        `seconds`, the median over `steps`, and `peak_memory_bytes`, inputs included, above what the process held after a step on a
+        short row: code, weights and what libraries set up once are loaded by then (`baseline`, taken before, is not used).
     """
     del baseline
     function = build_side(side, heads=heads, channels=channels, pattern=pattern, hops=hops, alpha=alpha)
     if isinstance(function, nn.Module):
         function.to(device, DTYPES[dtype])
+
+    def step_on(length: int) -> Callable[[], None]:
+        shape = (1, length, heads * channels) if side in LAYERS else (1, heads, length, channels)
+        inputs = [
+            torch.randn(shape, device=device, dtype=DTYPES[dtype], requires_grad=True)
+            for _ in range(1 if side in LAYERS else 3)
+        ]
+        upstream = torch.randn_like(inputs[0])
+
+        def step() -> None:
+            for states in inputs:
+                states.grad = None
+            function(*inputs).backward(upstream)
+
+        return step
+
+    torch.manual_seed(0)
+    step_on(8 * int(pattern["window"]))()
     reset_peak_memory()
     before = resident_memory()
-    torch.manual_seed(0)
-    if side in LAYERS:
-        inputs = [torch.randn(1, tokens, heads * channels, device=device, dtype=DTYPES[dtype], requires_grad=True)]
-    else:
-        inputs = [
-            torch.randn(1, heads, tokens, channels, device=device, dtype=DTYPES[dtype], requires_grad=True)
-            for _ in range(3)
-        ]
-    upstream = torch.randn_like(inputs[0])
-
-    def step() -> None:
-        for states in inputs:
-            states.grad = None
-        function(*inputs).backward(upstream)
-
-    seconds = median_seconds(step, steps, device, warmup=1)
+    seconds = median_seconds(step_on(tokens), steps, device, warmup=1)
     return {"seconds": seconds, "peak_memory_bytes": peak_memory(device, before)}

@@ -15,6 +15,8 @@ from diffmix.ops.dropout import make_generator, scaled_mask
 from diffmix.ops.sparse_hops import Weights, accumulate_outer, attend, matrix, multiply, transpose
 from diffmix.ops.sparse_layout import Layout
 
+_ROWS = 2048  # of the matrix that are in fp32 at a time
+
 
 class HopOptions(NamedTuple):
     """What is the same for all sequences; `theta` are at least two."""
@@ -105,9 +107,9 @@ def _softmax_backward(layout: Layout, weights: Weights, mask: Weights | None, to
     """Gradients of the scores from those of A, in the memory of the latter: dS_ij = A_ij (dA_ij - Σ_j A_ij dA_ij)."""
     if mask is not None:
         total = _times(total, mask, in_place=True)
-    precision = torch.promote_types(total.table.dtype, torch.float32)
     total.table[:, -1] = 0  # of no edge
-    carried = (total.table * weights.table).sum(-1, dtype=precision)
+    parts = list(zip(total.table.split(_ROWS), weights.table.split(_ROWS), strict=True))
+    carried = torch.cat([_carried(grads, by) for grads, by in parts])
     links = total.links
     if links is not None:
         assert layout.links is not None
@@ -115,10 +117,16 @@ def _softmax_backward(layout: Layout, weights: Weights, mask: Weights | None, to
         row = layout.links.hears - layout.pad
         carried.index_add_(0, row, links * weights.links)
         links = links.sub_(carried.index_select(0, row)).mul_(weights.links).to(weights.links.dtype)
-    total.table.sub_(carried[:, None]).mul_(weights.table)
-    carried = (total.rows * weights.rows).sum(-1, dtype=precision)
+    for (grads, by), sums in zip(parts, carried.split(_ROWS), strict=True):
+        grads.sub_(sums[:, None]).mul_(by)
+    carried = _carried(total.rows, weights.rows)
     total.rows.sub_(carried[..., None]).mul_(weights.rows)
     return Weights(total.table, total.rows, links)
+
+
+def _carried(grads: Tensor, weights: Tensor) -> Tensor:
+    """Σ_j A_ij dA_ij, in fp32, or fp64 for fp64."""
+    return (grads * weights).sum(-1, dtype=torch.promote_types(grads.dtype, torch.float32))
 
 
 def _last_state(layout: Layout, value: Tensor, options: HopOptions, number: int) -> Tensor:
