@@ -164,8 +164,8 @@ def measure_sparse_attention(
     """A side, one of OPERATORS, CUDA_OPERATORS or LAYERS, forward with backward on one row.
 
     Returns:
-        `seconds`, the median over `steps`, and `peak_memory_bytes`, inputs included, above what the process held after a step on a
-        short row: code, weights and what libraries set up once are loaded by then (`baseline`, taken before, is not used).
+        `seconds`, the median over `steps`, and `peak_memory_bytes`, inputs included, above what the process held after a step on
+        a short row: code, weights and what libraries set up once are loaded by then (`baseline`, taken before, is not used).
     """
     del baseline
     function = build_side(side, heads=heads, channels=channels, pattern=pattern, hops=hops, alpha=alpha)
