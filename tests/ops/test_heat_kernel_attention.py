@@ -251,3 +251,15 @@ def test_second_derivatives_where_the_weights_are_made(form):
             return heat_kernel_attention(*states, time, form=form, locality=0.5)
 
     assert torch.autograd.gradgradcheck(mixed, states)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, where it prepares them
+@pytest.mark.parametrize("form", FORMS)
+def test_forward_derivatives_are_those_of_the_definition(form):
+    states = tuple(torch.randn(1, 2, 5, 3, dtype=torch.float64) for _ in range(3))
+    tangents = tuple(torch.randn_like(state) for state in states)
+    found = []
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # the fused ones have none
+        for function in (heat_kernel_attention, reference.heat_kernel_attention):
+            found.append(torch.func.jvp(lambda *given: function(*given, 0.7, form=form), states, tangents))  # noqa: B023
+    torch.testing.assert_close(found[0], found[1])

@@ -112,6 +112,7 @@ class _Normalized(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -120,6 +121,10 @@ class _Normalized(torch.autograd.Function):
         unit = x / norm
         along = (grads[0] * unit).sum(dim=-1, keepdim=True)
         return torch.addcmul(grads[0], unit, along, value=-1) / norm
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return _Normalized.backward(ctx, *tangents)  # the Jacobian is symmetric
 
 
 def _normalized(x: Tensor) -> Tensor:
@@ -146,6 +151,14 @@ class _WithHalfNorm(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        (key,) = ctx.saved_tensors
+        spare = _with_half_norm(key).shape[-1] - key.shape[-1] - 1
+        along = -(key * tangents[0]).sum(dim=-1, keepdim=True)
+        return F.pad(torch.cat([tangents[0], along], dim=-1), (0, spare))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
