@@ -50,6 +50,22 @@ def test_sides_take_turns_and_the_order_alternates():
     assert medians(runs)["a"]["runs"] == runs["a"]
 
 
+def test_whole_numbers_stay_whole_and_other_lists_are_left_alone():
+    told = []
+    measured = {"bytes": 2**40 + 1, "steps": [3, 4], "seconds": 0.5, "names": ["a", "b"], "fits": True}
+    runs = alternate({"a": {}}, 2, notice=told.append, workers=lambda _: [measured])
+    found = medians(runs)["a"]
+    assert {key: value for key, value in found.items() if key != "runs"} == {
+        "bytes": 2**40 + 1,
+        "steps": 3,
+        "seconds": 0.5,
+    }
+    assert isinstance(found["bytes"], int)
+    assert "names" not in told[0]
+    uneven = medians({"a": [{"bytes": 4}, {"bytes": 6}]})["a"]["bytes"]
+    assert (uneven, type(uneven)) == (5, int)
+
+
 def test_ratios_are_taken_pair_by_pair():
     found = ratio([{"x": 2.0}, {"x": 9.0}, {"x": 4.0}], [{"x": 1.0}, {"x": 3.0}, {"x": 4.0}], "x")
     assert found == {"median": 2.0, "low": 1.0, "high": 3.0, "pairs": [2.0, 3.0, 1.0]}

@@ -130,7 +130,7 @@ def medians(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[s
     summary: dict[str, dict[str, Any]] = {}
     for name, measured in runs.items():
         keys = [key for key, value in measured[0].items() if _numbers(value)]
-        summary[name] = {key: statistics.median(min(_numbers(run[key])) for run in measured) for key in keys}
+        summary[name] = {key: _median([min(_numbers(run[key])) for run in measured]) for key in keys}
         summary[name]["runs"] = [dict(run) for run in measured]
     return summary
 
@@ -149,8 +149,14 @@ def ratio(
     return {"median": statistics.median(pairs), "low": min(pairs), "high": max(pairs), "pairs": pairs}
 
 
+def _median(values: Sequence[float]) -> float:
+    """The median; of whole numbers, such as bytes, a whole one."""
+    median = statistics.median(values)
+    return round(median) if all(isinstance(value, int) for value in values) else median
+
+
 def _numbers(value: Any) -> list[float]:
     """A number, or a list of them, as a list; empty for anything else."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return [float(value)]
-    return [float(each) for each in value] if isinstance(value, list) else []
+    given = value if isinstance(value, list) else [value]
+    numbers: list[float] = [each for each in given if isinstance(each, int | float) and not isinstance(each, bool)]
+    return numbers if len(numbers) == len(given) else []
