@@ -5,7 +5,9 @@ import pytest
 from refusals import refusal
 
 from diffmix.tasks import load_task
-from diffmix.tasks.long_range_arena.expressions import evaluate
+from diffmix.tasks.long_range_arena import curriculum
+from diffmix.tasks.long_range_arena.expressions import evaluate, to_text
+from diffmix.tasks.long_range_arena.listops import generate
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -30,6 +32,35 @@ def test_a_limit_holds_for_each_set():
     task = load_task("listops", extra_train=("one_operator",), limit=7, on_notice=lambda _: None)
     assert len(task.train) == 14
     assert (task.train.input_ids.lengths[7:] <= 12).all()
+
+
+def test_an_easier_set_is_drawn_once_and_is_the_start_of_the_stream_of_its_seed(monkeypatch):
+    drawn = generate(60, 1, 4, 12, max_depth=2)
+    for _ in range(2):
+        task = load_task("listops", extra_train=("one_operator",), on_notice=lambda _: None)
+        assert np.array_equal(np.concatenate([task.train.input_ids[row] for row in range(60, 120)]), drawn.ids)
+        assert np.array_equal(task.train.labels[60:], drawn.labels)
+        monkeypatch.setattr(curriculum, "generate", None)  # the second time it is read
+
+
+def test_what_the_test_split_tells_of_official_files_joins_the_facts(tmp_path):
+    files = {"train": (0, 100), "val": (100, 120), "test": (120, 140)}
+    drawn = generate(140, 0, 40, 60)
+    for name, rows in files.items():
+        lines = [
+            f"{to_text(drawn.ids[drawn.offsets[row] : drawn.offsets[row + 1]])}\t{drawn.labels[row]}"
+            for row in range(*rows)
+        ]
+        (tmp_path / f"basic_{name}.tsv").write_text("\n".join(["Source\tTarget", *lines, ""]))
+    task = load_task("listops", data=tmp_path, extra_train=("one_operator",), on_notice=lambda _: None)
+    assert len(task.load_test()) == 20
+    assert "yardstick_majority" in task.facts
+    assert task.facts["train_rows"] == 200
+
+
+def test_a_set_that_is_given_twice_is_refused():
+    twice = ("one_operator", "two_levels", "one_operator")
+    assert "'one_operator' is given twice" in refusal("listops", extra_train=twice, on_notice=lambda _: None)
 
 
 @pytest.mark.parametrize(

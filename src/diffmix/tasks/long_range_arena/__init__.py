@@ -56,7 +56,7 @@ def load_long_range_arena(
     if extra_train:
         from diffmix.tasks.long_range_arena.curriculum import with_easier
 
-        return with_easier(task, extra_train)
+        return with_easier(task, extra_train, on_notice)
     return task
 
 

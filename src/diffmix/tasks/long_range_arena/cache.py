@@ -1,6 +1,6 @@
 """Generated sets on disk: written once, whole or not at all, and read memory-mapped.
 
-A set's folder holds, for each split, SPLIT.ids.npy (uint8, flat), SPLIT.offsets.npy (int64 [n + 1]) and SPLIT.labels.npy
+A set's folder holds, for each split it has, SPLIT.ids.npy (uint8, flat), SPLIT.offsets.npy (int64 [n + 1]) and SPLIT.labels.npy
 (uint8 [n]), and set.json: what was drawn, the size of each file, and statistics.
 
 n: rows of a split.
@@ -35,7 +35,7 @@ _ARRAYS = {"ids": np.uint8, "offsets": np.int64, "labels": np.uint8}
 _SPLITS = ("train", "validation", "test")
 
 
-Make = Callable[[Path], dict[str, Any]]  # writes the arrays of all splits into a folder; returns statistics
+Make = Callable[[Path], dict[str, Any]]  # writes the arrays of its splits into a folder; returns statistics
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def write_set(folder: Path, task: str, parameters: Mapping[str, Any], make: Make
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
         statistics = make(temporary)
-        files = [temporary / f"{split}.{kind}.npy" for split in _SPLITS for kind in _ARRAYS]
+        files = sorted(temporary.glob("*.npy"))
         for path in files:  # their sizes are known before what they hold is on the disk
             with path.open("rb") as file:
                 os.fsync(file.fileno())

@@ -8,13 +8,16 @@ once, as `extra_train`; validation and test stay what they are.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from diffmix.errors import RequestError
 from diffmix.tasks.examples import Examples, TaskData
-from diffmix.tasks.long_range_arena.generated import GENERATED
+from diffmix.tasks.long_range_arena.cache import GeneratedSet, cached_set, save_array
+from diffmix.tasks.long_range_arena.generated import DIGITS, GENERATED, name_in_cache, processors
 from diffmix.tasks.long_range_arena.listops import Grammar, generate
 from diffmix.tasks.token_rows import TokenRows
 
@@ -25,14 +28,18 @@ EASIER = {
     "middle": Grammar(129, 500),
 }
 SEED = 1  # the task's own sets are drawn with 0
+_VERSION = 1  # raise it when the same parameters give other data
 
 
-def with_easier(task: TaskData, names: Sequence[str]) -> TaskData:
-    """The task with as many rows of each of EASIER's sets in train as train has of its own.
+def with_easier(task: TaskData, names: Sequence[str], on_notice: Callable[[str], None]) -> TaskData:
+    """The task with as many rows of each of EASIER's sets in train as train has of its own, drawn once and cached.
 
     Only sets whose expressions are all shorter than the task's are taken, so that none stands in validation or test.
     Raises RequestError.
     """
+    for name in names:
+        if names.count(name) > 1:
+            raise RequestError(f"extra_train: {name!r} is given twice; give it once")
     grammar = GENERATED[task.name].content
     assert isinstance(grammar, Grammar)
     fitting = [name for name, easier in EASIER.items() if easier.max_length < grammar.min_length]
@@ -47,10 +54,31 @@ def with_easier(task: TaskData, names: Sequence[str]) -> TaskData:
     assert isinstance(own.input_ids, TokenRows)
     ids, labels = [own.input_ids], [own.labels]
     for name in names:
-        drawn = generate(len(own), SEED, **dataclasses.asdict(EASIER[name]))
-        ids.append(TokenRows(drawn.ids, drawn.offsets))
-        labels.append(drawn.labels.astype(np.int64))
+        easier = _easier_set(name, len(own), on_notice).split("train", len(DIGITS))
+        assert isinstance(easier.input_ids, TokenRows)
+        ids.append(easier.input_ids)
+        labels.append(easier.labels)
     train = Examples(np.concatenate(labels), input_ids=TokenRows.concatenate(ids))
-    task.facts["train_rows"] = len(train)
-    task.facts["extra_train"] = f"{', '.join(names)}: {len(own):,} shorter expressions each"
-    return dataclasses.replace(task, train=train)
+    added = {"train_rows": len(train), "extra_train": f"{', '.join(names)}: {len(own):,} shorter expressions each"}
+    facts = task.facts | added
+
+    def load_test() -> Examples | None:
+        test = task.load_test()
+        facts.update(task.facts | added)  # which may tell more now
+        return test
+
+    return dataclasses.replace(task, train=train, load_test=load_test, facts=facts)
+
+
+def _easier_set(name: str, rows: int, on_notice: Callable[[str], None]) -> GeneratedSet:
+    """The first rows of one of EASIER's sets, from the cache, drawn first where they are not there yet."""
+    parameters = {"seed": SEED, "version": _VERSION, "rows": rows, **dataclasses.asdict(EASIER[name])}
+
+    def make(folder: Path) -> dict[str, Any]:
+        drawn = generate(rows, SEED, **dataclasses.asdict(EASIER[name]), workers=processors())
+        for kind in ("ids", "offsets", "labels"):
+            save_array(folder, "train", kind, getattr(drawn, kind))
+        return {}
+
+    task = f"listops {name}"
+    return cached_set(name_in_cache(f"listops-{name}", parameters), task, parameters, make, on_notice)

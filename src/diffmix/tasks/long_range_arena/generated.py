@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,13 @@ def given_set(name: str, data: Path) -> GeneratedSet | None:
 def own_set(name: str, on_notice: Callable[[str], None]) -> GeneratedSet:
     """The set of a task from the cache, generated first where it is not there yet."""
     parameters = GENERATED[name].parameters()
+    return cached_set(name_in_cache(name, parameters), name, parameters, lambda folder: _make(name, folder), on_notice)
+
+
+def name_in_cache(name: str, parameters: Mapping[str, Any]) -> str:
+    """The name of a set's folder, another one for other parameters."""
     digest = hashlib.blake2b(json.dumps(parameters, sort_keys=True).encode(), digest_size=6).hexdigest()
-    return cached_set(f"{name}-{digest}", name, parameters, lambda folder: _make(name, folder), on_notice)
+    return f"{name}-{digest}"
 
 
 def write_generated(name: str, folder: Path) -> GeneratedSet:
@@ -113,11 +118,16 @@ def to_task(name: str, found: GeneratedSet, how: Cut) -> TaskData:
     )
 
 
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _make(name: str, folder: Path) -> dict[str, Any]:
     from tqdm import tqdm
 
     task = GENERATED[name]
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = processors()
     with tqdm(total=sum(task.rows), desc=name, unit=" rows", disable=None) as bar:
         if isinstance(task.content, Grammar):
             return _make_listops(task.content, task.rows, folder, workers, bar.update)
