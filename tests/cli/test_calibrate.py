@@ -162,7 +162,7 @@ def test_a_classifier_of_hugging_face_whose_labels_have_no_names(diffmix, names_
     [
         (
             ["--task", "python_docs", "--attention", "foo"],
-            "unknown attention 'foo'; give one of eager, sdpa, heat_kernel",
+            "error: attention: unknown attention 'foo'; give one of eager, sdpa, heat_kernel",
         ),
         (["--task", "python_docs", "--temperature", "--split", "validation"], "give --split test"),
         (["--task", "python_docs", "--split", "train"], "give test or validation"),

@@ -56,6 +56,10 @@ def test_the_installed_command_answers():
         (["train", "ag_news", "--set", "hiden_size=3"], ["hiden_size", "'hidden_size'"]),
         (["train", "ag_news", "--set", "epochs=many"], ["epochs", "a number"]),
         (["train", "text_file"], ["--data"]),
+        (
+            ["train", "ag_news", "--set", "model=bert", "--set", "attn_implementation=foo"],
+            ["attn_implementation: unknown attention 'foo'", "heat_kernel"],
+        ),
         (["train", "text_file", "--data", "absent.csv"], ["absent.csv"]),
         (["evaluate", "absent"], ["absent", "config.json"]),
         (["predict", "absent", "text"], ["absent"]),
@@ -216,6 +220,15 @@ def test_a_damaged_model_ends_with_1(run_folder, diffmix, tmp_path):
     code, _, error = diffmix("evaluate", folder)
     assert code == 1
     one_line(error, "config.json")
+
+
+@pytest.mark.parametrize("content", [b"[1, 2]", b"task: [", b"\xff\xfe", b""])
+def test_a_damaged_recipe_is_named(run_folder, diffmix, tmp_path, content):
+    folder = shutil.copytree(run_folder, tmp_path / "copy")
+    (folder / "recipe.yaml").write_bytes(content)
+    code, _, error = diffmix("predict", folder, "text")
+    assert code == 1
+    one_line(error, "recipe.yaml is damaged", "train the model again")
 
 
 def test_an_unfinished_run_holds_no_model(run_folder, diffmix, tmp_path):

@@ -1,11 +1,17 @@
 """Hugging Face's sparse attentions by the same recipes: Longformer and BigBird, from their configurations."""
 
+import importlib.util
+
 import numpy as np
 import pytest
+from transformers import BigBirdConfig, BloomConfig, DebertaV2Config, GPT2Config, RobertaConfig, XLNetConfig
 
 from diffmix.errors import RequestError
 from diffmix.tasks.encoding import EncodedDataset, shortest_input
 from diffmix.tasks.examples import Examples
+from diffmix.tasks.tokenizers import build_tokenizer
+from diffmix.training.language import load_language_model
+from diffmix.training.positions import longest_input, positions_for
 from diffmix.training.prediction import load_classifier
 from diffmix.training.recipe import load_recipe
 from diffmix.training.trainer import train
@@ -49,6 +55,41 @@ def test_big_bird_stays_sparse_on_short_texts(tmp_path, names_csv):
     assert classifier.model.bert.encoder.layer[0].attention.self.__class__.__name__ == "BigBirdBlockSparseAttention"
 
 
+def test_xlnet_has_no_longest_text_and_reads_none_of_the_padding(tmp_path, names_csv):
+    shape = ["model=xlnet", "d_model=16", "n_layer=1", "n_head=2", "d_inner=16"]
+    base = [key for key in TEXT.split() if "epochs" not in key] + shape + ["max_steps=1"]
+
+    def run(*keys):
+        train(load_recipe("text_file", [*base, *keys]), data=names_csv, output=tmp_path / "run", notice=lambda _: None)
+
+    with pytest.raises(RequestError, match=r"summary_type=last reads the padding .*: set summary_type=first"):
+        run()
+    run("summary_type=first")
+    classifier = load_classifier(tmp_path / "run", dtype="fp32")
+    assert classifier.max_length == 48
+    alone, beside = probabilities(classifier, "ab"), probabilities(classifier, "ab", "x" * 60)
+    np.testing.assert_allclose(alone[0], beside[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        (GPT2Config(n_positions=100), 100),
+        (RobertaConfig(max_position_embeddings=514, pad_token_id=1), 512),
+        (BigBirdConfig(max_position_embeddings=100, block_size=16), 96),
+        (XLNetConfig(), None),
+        (BloomConfig(), None),
+        (DebertaV2Config(max_position_embeddings=512, relative_attention=True), 512),
+        (DebertaV2Config(max_position_embeddings=512, relative_attention=True, position_biased_input=False), None),
+    ],
+    ids=lambda config: getattr(config, "model_type", str(config)),
+)
+def test_the_longest_text_follows_from_the_kind_of_positions(config, longest):
+    assert longest_input(config) == longest
+    if longest is not None:
+        assert positions_for(config, longest) <= config.max_position_embeddings < positions_for(config, longest + 1)
+
+
 @pytest.mark.parametrize("model", ["longformer", "big_bird"])
 def test_peers_take_lengths_beyond_their_own(model):
     """A text of 4,100 tokens fills more positions than either family has by default."""
@@ -69,12 +110,11 @@ def test_a_batch_is_never_narrower_than_asked_for():
 
 
 @pytest.fixture
-def checkpoint(tmp_path, names_csv):
+def checkpoint(tmp_path):
     """A BERT of 96 positions with its tokenizer, as if someone had trained it."""
-    from transformers import AutoTokenizer, BertConfig, BertModel
+    from transformers import BertConfig, BertModel
 
-    trained(tmp_path / "first", names_csv, "model=bert", "max_steps=1")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "first")
+    tokenizer = build_tokenizer("bytes", [], max_length=48, class_token=True)
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
@@ -119,6 +159,44 @@ def test_a_checkpoint_is_fine_tuned_in_its_own_shape_with_the_attention_that_is_
     assert np.abs(near - far).max() > 1e-4
 
 
+def test_what_starts_from_a_run_keeps_its_attention(tmp_path, names_csv, checkpoint):
+    (checkpoint / "recipe.yaml").write_text("attn_implementation: attention_diffusion\n")
+    _, classifier = fine_tuned(tmp_path / "again", names_csv, checkpoint, "max_steps=1")
+    assert load_recipe(tmp_path / "again" / "recipe.yaml").attn_implementation == "attention_diffusion"
+    near, far = probabilities(classifier, "some longer name", "some longer fame")
+    np.testing.assert_allclose(near, far, atol=1e-7)  # its first token hears two tokens a layer
+    fine_tuned(tmp_path / "own", names_csv, checkpoint, "attn_implementation=sdpa", "max_steps=1")
+    assert load_recipe(tmp_path / "own" / "recipe.yaml").attn_implementation == "sdpa"
+
+
+def test_a_padded_table_of_tokens_stays_and_a_short_one_is_refused(tmp_path, names_csv, checkpoint):
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(checkpoint)
+    tokens = model.config.vocab_size
+    model.resize_token_embeddings(tokens + 12)
+    model.save_pretrained(checkpoint)
+    _, classifier = fine_tuned(tmp_path / "padded", names_csv, checkpoint, "max_steps=1")
+    assert classifier.model.get_input_embeddings().weight.shape[0] == classifier.model.config.vocab_size == tokens + 12
+    model.resize_token_embeddings(tokens - 1)
+    model.save_pretrained(checkpoint)
+    with pytest.raises(RequestError, match=rf"^init_from: .* embeds {tokens - 1} tokens but is to read {tokens}: give"):
+        fine_tuned(tmp_path / "short", names_csv, checkpoint)
+
+
+def test_relative_positions_read_on_beyond_their_number(tmp_path, names_csv, checkpoint):
+    from transformers import DebertaV2Model
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    relative = {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["c2p", "p2c"]}
+    config = DebertaV2Config(vocab_size=300, max_position_embeddings=32, initializer_range=0.5, **shape, **relative)
+    DebertaV2Model(config).save_pretrained(checkpoint)
+    _, classifier = fine_tuned(tmp_path / "run", names_csv, checkpoint, "model=deberta-v2", "max_steps=1")
+    assert classifier.max_length == 48
+    near, far = probabilities(classifier, "x" * 40 + "y", "x" * 40 + "z")
+    assert np.abs(near - far).max() > 1e-9
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
@@ -141,3 +219,69 @@ def test_our_own_model_names_its_attention_otherwise():
 def test_an_attention_that_a_family_cannot_take_is_refused_in_one_line(tmp_path, names_csv):
     with pytest.raises(RequestError, match="attn_implementation=sdpa: "):
         trained(tmp_path / "run", names_csv, "model=big_bird", "attn_implementation=sdpa")
+
+
+@pytest.mark.parametrize("attention", ["heat_kernel", "attention_diffusion"])
+def test_a_family_that_would_leave_our_attention_unused_is_refused(tmp_path, names_csv, attention):
+    words = rf"^attn_implementation={attention}: models of type longformer only have their own attention; leave it out"
+    with pytest.raises(RequestError, match=words):
+        trained(
+            tmp_path / "run", names_csv, "model=longformer", "attention_window=8", f"attn_implementation={attention}"
+        )
+
+
+MISSING = r"^attn_implementation=flash_attention_2: [^\n]*FlashAttention2[^\n]*[^.]; give another, such as eager$"
+FLASH = "attn_implementation=flash_attention_2"
+without_flash = pytest.mark.skipif(
+    importlib.util.find_spec("flash_attn") is not None, reason="needs a machine without flash_attn"
+)
+
+
+@without_flash
+@pytest.mark.parametrize("phase", ["pretraining=null", "pretraining={epochs: 1}", "init_from"])
+def test_a_classifier_whose_attention_cannot_be_had_is_refused_in_one_line(tmp_path, names_csv, checkpoint, phase):
+    keys = [f"init_from={checkpoint}"] if phase == "init_from" else [*SHAPE.split(), phase]
+    recipe = load_recipe("text_file", [*TEXT.split(), *keys, "model=bert", FLASH])
+    with pytest.raises(RequestError, match=MISSING):
+        train(recipe, data=names_csv, output=tmp_path / "run", notice=lambda _: None)
+
+
+@without_flash
+def test_a_classifier_that_was_trained_with_what_is_absent_is_refused_in_one_line(checkpoint):
+    from transformers import AutoConfig, BertForSequenceClassification
+
+    BertForSequenceClassification(AutoConfig.from_pretrained(checkpoint)).save_pretrained(checkpoint)
+    (checkpoint / "recipe.yaml").write_text("attn_implementation: flash_attention_2\n")
+    with pytest.raises(RequestError, match=MISSING):
+        load_classifier(checkpoint)
+
+
+def language_model(folder, csv, *keys):
+    """A run of a small language model on the lines of the CSV."""
+    text = folder.parent / "names.txt"
+    text.write_text(csv.read_text(encoding="utf-8"), encoding="utf-8")
+    small = [
+        "task=plain_text",
+        "tokenizer=bytes",
+        "max_length=32",
+        "limit=8",
+        "batch_size=8",
+        "max_steps=1",
+        "dtype=fp32",
+    ]
+    train(load_recipe("python_docs", [*small, *keys]), data=text, output=folder, notice=lambda _: None)
+
+
+def test_what_starts_from_a_language_model_keeps_its_attention_and_its_family(tmp_path, names_csv):
+    first, again, shape = tmp_path / "first", tmp_path / "again", ["model=gpt2", "n_embd=16", "n_layer=1", "n_head=2"]
+    language_model(first, names_csv, *shape, "attn_implementation=heat_kernel")
+    language_model(again, names_csv, *shape, f"init_from={first}")
+    assert load_recipe(again / "recipe.yaml").attn_implementation == "heat_kernel"
+    with pytest.raises(RequestError, match="is of type gpt2: set model=gpt2"):
+        language_model(tmp_path / "other", names_csv, f"init_from={first}")
+    if importlib.util.find_spec("flash_attn") is None:
+        for keys in ([], [f"init_from={first}"]):
+            with pytest.raises(RequestError, match=MISSING):
+                language_model(tmp_path / "flash", names_csv, *shape, FLASH, *keys)
+        with pytest.raises(RequestError, match=MISSING):
+            load_language_model(first, attention="flash_attention_2")

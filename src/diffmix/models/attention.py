@@ -14,7 +14,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from diffmix.errors import RequestError
-from diffmix.models.foreign_attention import refuse_foreign
+from diffmix.models.foreign_attention import OURS, refuse_foreign
 from diffmix.models.sparse_attention import diffused_attention, padding_mask
 from diffmix.ops.heat_kernel_attention import heat_kernel_attention
 
@@ -84,17 +84,18 @@ def _heat_kernel(
     return mixed.transpose(1, 2).contiguous(), None
 
 
-def attention_option(name: str | None) -> dict[str, str]:
-    """The option of `from_pretrained` that chooses an attention; none for None. Raises RequestError for an unknown one."""
+def attention_option(name: str | None, key: str = "attn_implementation") -> dict[str, str]:
+    """The option of `from_pretrained` that chooses an attention; none for None.
+
+    Raises RequestError, with the `key` by which it was given, for an unknown one.
+    """
     if name is None:
         return {}
     register_attention()
     known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
     if name not in known:
-        plain = [
-            one for one in ("eager", "sdpa", "heat_kernel", "attention_diffusion", "flex_attention") if one in known
-        ]
-        raise RequestError(f"attention: unknown attention {name!r}; give one of {', '.join(plain)}")
+        plain = [one for one in ("eager", "sdpa", *OURS, "flex_attention") if one in known]
+        raise RequestError(f"{key}: unknown attention {name!r}; give one of {', '.join(plain)}")
     return {"attn_implementation": name}
 
 

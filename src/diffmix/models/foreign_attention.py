@@ -1,13 +1,16 @@
-"""What attentions of other models ask for that the ones we put in their place do not do."""
+"""Attentions of other models: which models take another, and what they ask for that ours do not do."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from diffmix.errors import RequestError
+
+OURS = ("heat_kernel", "attention_diffusion")
 
 # Arguments by which a model asks for more than scores, a mask and a softmax, and what each does.
 _FOREIGN = {"softcap": "caps its scores", "s_aux": "has attention sinks", "position_bias": "adds a bias by position"}
@@ -26,3 +29,30 @@ def refuse_foreign(module: nn.Module, arguments: Mapping[str, Any], implementati
             f"output_attentions=True, but attn_implementation={implementation!r} returns no weights; leave it out, or give the "
             "model attn_implementation='eager'"
         )
+
+
+def with_attention(make: Callable[[], Any], attention: str | None) -> Any:
+    """The Hugging Face model that `make` builds with `attention` (None: its own).
+
+    Raises RequestError where its family does not take that attention, or would leave ours unused without a word.
+    """
+    try:
+        model = make()
+    except RequestError:
+        raise
+    except (ImportError, ValueError) as error:
+        if attention is None:
+            raise
+        reason = " ".join(str(error).split())[:160].rstrip(". ")
+        raise RequestError(f"attn_implementation={attention}: {reason}; give another, such as eager") from None
+    if attention in OURS and not any(_asks_the_registry(part) for part in model.modules()):
+        raise RequestError(
+            f"attn_implementation={attention}: models of type {model.config.model_type} only have their own attention; leave it "
+            "out, or give another model"
+        )
+    return model
+
+
+def _asks_the_registry(part: nn.Module) -> bool:
+    """Whether a module's code takes its attention from Hugging Face's registry."""
+    return hasattr(sys.modules.get(type(part).__module__), "ALL_ATTENTION_FUNCTIONS")

@@ -14,25 +14,12 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForSequenceClassif
 import diffmix.models as models
 from diffmix.errors import RequestError
 from diffmix.models.attention import attention_option
+from diffmix.models.foreign_attention import with_attention
 from diffmix.tasks import TaskData, load_task
 from diffmix.training.callbacks import AVERAGED_WEIGHTS
 from diffmix.training.distributed import is_first_process
+from diffmix.training.positions import longest_input, positions_for
 from diffmix.training.recipe import Recipe
-
-# Families whose positions count from pad_token_id + 1 on.
-_POSITIONS_AFTER_PADDING = (
-    "camembert",
-    "data2vec-text",
-    "ibert",
-    "longformer",
-    "mpnet",
-    "roberta",
-    "roberta-prelayernorm",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "xmod",
-)
-
 
 VALIDATION_SEED = 0  # of the cut of validation: runs of different seeds share it
 
@@ -54,15 +41,6 @@ def recipe_data(recipe: Recipe, data: Path | str | None, on_notice: Callable[[st
     )
 
 
-def _positions(config: Any, max_length: int) -> int:
-    """The positions that texts of `max_length` tokens need."""
-    if config.model_type in _POSITIONS_AFTER_PADDING:
-        return max_length + (config.pad_token_id or 0) + 1
-    if config.model_type == "big_bird":  # whole blocks
-        return -(-max_length // config.block_size) * config.block_size
-    return max_length
-
-
 def model_config(
     recipe: Recipe, tokenizer: Any, vocab_size: int, labels: dict[str, Any], start: Path | None = None
 ) -> Any:
@@ -78,13 +56,11 @@ def model_config(
         return _config_of(start, recipe, keys | labels)
     try:
         config = config_class(**keys, **labels)
-        default_positions = getattr(config, "max_position_embeddings", None)
-        if default_positions is not None and "max_position_embeddings" not in keys:
-            # Another family keeps its own shape where the texts fit in it.
-            longest = _positions(config, recipe.max_length)
-            keys["max_position_embeddings"] = (
-                longest if recipe.model == "diffmix" else max(longest, int(default_positions))
-            )
+        longest = longest_input(config)
+        # Another family keeps its own shape where the texts fit in it.
+        fits = longest is None or (recipe.model != "diffmix" and longest >= recipe.max_length)
+        if not fits and "max_position_embeddings" not in keys:
+            keys["max_position_embeddings"] = positions_for(config, recipe.max_length)
             config = config_class(**keys, **labels)
         return config
     except (TypeError, ValueError) as error:
@@ -92,19 +68,24 @@ def model_config(
 
 
 def _config_of(start: Path, recipe: Recipe, keys: dict[str, Any]) -> Any:
-    """The configuration in the folder `start`, with `keys`."""
+    """The configuration in the folder `start`, with `keys`; of its vocabulary the size stays, which may be padded."""
+    needed = keys["vocab_size"]
+    keys = {key: value for key, value in keys.items() if key != "vocab_size"}
     try:
         config = AutoConfig.from_pretrained(start, local_files_only=True, **keys)
     except (OSError, ValueError, TypeError) as error:
         raise RequestError(f"init_from: {start} holds no model ({' '.join(str(error).split())[:120]})") from None
     if config.model_type != recipe.model:
         raise RequestError(f"init_from: {start} is of type {config.model_type}: set model={config.model_type}")
-    positions = getattr(config, "max_position_embeddings", None)
-    spare = _positions(config, recipe.max_length) - recipe.max_length
-    if positions is not None and positions < recipe.max_length + spare:
+    longest = longest_input(config)
+    if longest is not None and longest < recipe.max_length:
         raise RequestError(
-            f"init_from: {start} takes {positions - spare} tokens: set max_length={positions - spare}, or lengthen it with "
-            "diffmix convert"
+            f"init_from: {start} takes {longest} tokens: set max_length={longest}, or lengthen it with diffmix convert"
+        )
+    embedded = getattr(config.get_text_config(), "vocab_size", needed)
+    if embedded < needed:
+        raise RequestError(
+            f"init_from: {start} embeds {embedded} tokens but is to read {needed}: give a model and a tokenizer of its own"
         )
     return config
 
@@ -125,23 +106,25 @@ def build_classifier(recipe: Recipe, task: TaskData, tokenizer: Any, start: Path
     pairs = task.validation.pairs is not None
     if pairs and recipe.model != "diffmix":
         raise RequestError(f"model={recipe.model} reads single texts but the data are pairs: set model=diffmix")
+    if recipe.model == "xlnet" and config.summary_type != "first":
+        raise RequestError(
+            f"summary_type={config.summary_type} reads the padding of xlnet's shorter texts: set summary_type=first"
+        )
     set_seed(recipe.seed)
     if start is not None:
         kind: Any = models.DiffmixForSequencePairClassification if pairs else AutoModelForSequenceClassification
         try:
-            return kind.from_pretrained(start, config=config, local_files_only=True)
+            return with_attention(
+                lambda: kind.from_pretrained(start, config=config, local_files_only=True), recipe.attn_implementation
+            )
+        except RequestError:
+            raise
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             reason = " ".join(str(error).split())[:200]
             raise RequestError(f"init_from: {start} does not fit this recipe's model ({reason})") from None
     if pairs:
         return models.DiffmixForSequencePairClassification(config)
-    try:
-        return AutoModelForSequenceClassification.from_config(config)
-    except (ImportError, ValueError) as error:
-        if recipe.attn_implementation is None:
-            raise
-        reason = " ".join(str(error).split())[:160]
-        raise RequestError(f"attn_implementation={recipe.attn_implementation}: {reason}") from None
+    return with_attention(lambda: AutoModelForSequenceClassification.from_config(config), recipe.attn_implementation)
 
 
 def start_embeddings(model: Any, embeddings: np.ndarray) -> None:

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from diffmix.errors import RequestError, RunError
+from diffmix.models.foreign_attention import with_attention
 
 
 def load_gguf(file: Path, **options: Any) -> tuple[Any, Any]:
@@ -25,7 +26,12 @@ def load_gguf(file: Path, **options: Any) -> tuple[Any, Any]:
     where: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **where, **options)
+        model = with_attention(
+            lambda: AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **where, **options),
+            options.get("attn_implementation"),
+        )
+    except RequestError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(

@@ -28,6 +28,7 @@ from diffmix.evaluation.language import fit_text_temperature, language_metrics, 
 from diffmix.evaluation.streaming import StreamingCalibration
 from diffmix.models.attention import attention_option
 from diffmix.models.diffusion_time import recorded_times
+from diffmix.models.foreign_attention import with_attention
 from diffmix.models.token_loss import IGNORED
 from diffmix.tasks.language import Documents, LanguageData, TokenWindows
 from diffmix.tasks.pixels import PixelImages, PixelWindows
@@ -37,6 +38,7 @@ from diffmix.training.distributed import is_first_process
 from diffmix.training.gguf import load_gguf
 from diffmix.training.hardware import resolve_device, resolve_dtype
 from diffmix.training.phases import Run
+from diffmix.training.positions import longest_input
 from diffmix.training.prediction import quiet_transformers, trained_attention
 from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import write_evaluation, write_json, write_run_files
@@ -139,13 +141,17 @@ def train_language_model(run: Run, task: LanguageData) -> dict[str, Any]:
     def build() -> Any:
         set_seed(recipe.seed)
         if start is not None:
-            return load_language_model(start, device="cpu", attention=recipe.attn_implementation).model
+            model = load_language_model(start, device="cpu", attention=recipe.attn_implementation).model
+            if model.config.model_type != recipe.model:
+                kind = model.config.model_type
+                raise RequestError(f"init_from: {start} is of type {kind}: set model={kind}")
+            return model
         config = model_config(recipe, tokenizer, vocab_size, {})
         config.eos_token_id = config.bos_token_id = mark
         if isinstance(text, PixelImages):
             config.pixel_levels = text.levels  # what tells it from a model of text
         kind: Any = models.DiffmixForCausalLM if recipe.model == "diffmix" else AutoModelForCausalLM.from_config
-        return kind(config)
+        return with_attention(lambda: kind(config), recipe.attn_implementation)
 
     def loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(**batch).loss
@@ -261,7 +267,7 @@ def load_language_model(
 
     folder = Path(folder)
     quiet_transformers()
-    chosen = attention_option(attention) or trained_attention(folder)
+    chosen = attention_option(attention, "attention") or trained_attention(folder)
     if folder.suffix == ".gguf":
         model, tokenizer = load_gguf(folder, **chosen)
         device = resolve_device(device)
@@ -283,8 +289,12 @@ def load_language_model(
         dtype = recorded["dtype"] if recorded.get("device_type") == device and "dtype" in recorded else dtype
     try:
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True, **chosen)
-        model = loaded.to(device)
+        model: Any = with_attention(
+            lambda: AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True, **chosen),
+            chosen.get("attn_implementation"),
+        ).to(device)
+    except RequestError:
+        raise
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{folder} holds a damaged model ({reason}): train the model again") from None
@@ -294,5 +304,5 @@ def load_language_model(
         raise RequestError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}; give both of one model"
         )
-    longest = getattr(config, "max_position_embeddings", None) or getattr(tokenizer, "model_max_length", 10**6)
+    longest = longest_input(config) or getattr(tokenizer, "model_max_length", 10**6)
     return LanguageModel(model, tokenizer, int(min(longest, 10**6)), resolve_dtype(dtype, device))

@@ -19,6 +19,7 @@ from transformers import AutoModelForMaskedLM, set_seed
 import diffmix.models as models
 from diffmix.errors import RequestError
 from diffmix.evaluation import classification_metrics
+from diffmix.models.foreign_attention import with_attention
 from diffmix.models.token_loss import IGNORED
 from diffmix.tasks import TaskData
 from diffmix.tasks.encoding import PaddingCollator, StreamedDataset, encode, encode_texts, shortest_input
@@ -165,7 +166,7 @@ class Run:
             set_seed(recipe.seed)
             config = model_config(recipe, tokenizer, len(tokenizer), {})
             kind: Any = models.DiffmixForMaskedLM if recipe.model == "diffmix" else AutoModelForMaskedLM.from_config
-            model = kind(config)
+            model = with_attention(lambda: kind(config), recipe.attn_implementation)
             self._start_embeddings(model, lambda: train_rows)
             return model
 

@@ -25,6 +25,7 @@ from diffmix.tasks.long_range_arena.expressions import parse as parse_expression
 from diffmix.tasks.token_rows import TokenRows
 from diffmix.training.batching import batches_by_tokens
 from diffmix.training.hardware import resolve_device, resolve_dtype
+from diffmix.training.positions import longest_input
 
 # Tokens of a batch, padding included: enough to keep the matrix products busy, little next to what training takes.
 BATCH_TOKENS = 16_384
@@ -87,29 +88,54 @@ class Classifier:
     max_length: int  # tokens; longer texts are cut
     dtype: str
     reads_pairs: bool
-    parse: Callable[[str], np.ndarray] | None = None  # a task's own notation in place of a tokenizer: text → ids
+    parse: Callable[[str, str], np.ndarray] | None = (
+        None  # a task's own notation, not a tokenizer: text, its place → ids
+    )
 
-    def probabilities(self, examples: Examples) -> np.ndarray:
-        """float64 [n, C] in the order of `examples`. Raises RequestError for examples of a kind the model cannot read."""
+    def probabilities(self, examples: Examples, first_row: int = 1) -> np.ndarray:
+        """float64 [n, C] in the order of `examples`, whose first row errors call row `first_row`.
+
+        Raises RequestError for examples of a kind the model cannot read.
+        """
         if self.parse is not None and examples.texts and examples.pairs is None:
-            examples = Examples(examples.labels, input_ids=self._parsed(self.parse, examples.texts))
-        if (examples.input_ids is None) != (self.tokenizer is not None):
-            reads, got = ("text", "pixels") if self.tokenizer is not None else ("pixels", "text")
-            raise RequestError(f"this model reads {reads} but was given {got}: give the task that it was trained on")
-        if (examples.pairs is not None) != self.reads_pairs:
-            reads, got = ("pairs of texts", "single texts") if self.reads_pairs else ("single texts", "pairs of texts")
-            raise RequestError(f"this model reads {reads} but was given {got}: give the task that it was trained on")
+            examples = Examples(examples.labels, input_ids=self._parsed(self.parse, examples.texts, first_row))
+        self.check(examples)
         dataset = encode(examples, self.tokenizer, self.max_length)
         config = self.model.config
         collate = PaddingCollator(config.pad_token_id or 0, self.max_length, shortest_input(config, self.max_length))
         return predict_probabilities(self.model, dataset, collate, dtype=self.dtype)
 
-    def _parsed(self, parse: Callable[[str], np.ndarray], texts: Sequence[str]) -> TokenRows:
-        rows = [parse(text) for text in texts]
-        lengths = [len(row) for row in rows]
-        if max(lengths) > self.max_length:  # cut, it would be another expression
-            raise RequestError(f"expression of {max(lengths)} symbols: this model reads {self.max_length} at most")
-        return TokenRows(np.concatenate(rows), np.concatenate([[0], np.cumsum(lengths)]))
+    def check(self, examples: Examples) -> None:
+        """Raise RequestError for examples of a kind the model cannot read."""
+        reads, got = "", ""
+        if (examples.input_ids is None) != (self.tokenizer is not None):
+            reads = "text" if self.tokenizer is not None else "pixels" if self.parse is None else "ListOps expressions"
+            got = (
+                "pixels or symbols"
+                if examples.texts is None
+                else "text"
+                if examples.pairs is None
+                else "pairs of texts"
+            )
+        elif (examples.pairs is not None) != self.reads_pairs:
+            reads, got = ("pairs of texts", "single texts") if self.reads_pairs else ("single texts", "pairs of texts")
+        elif examples.input_ids is not None and len(examples):
+            known, highest = int(self.model.config.vocab_size), max(int(row.max()) for row in examples.input_ids)
+            if highest >= known:
+                reads, got = f"ids below {known}", f"{highest}"
+        if reads:
+            raise RequestError(f"this model reads {reads} but was given {got}: give the task that it was trained on")
+
+    def _parsed(self, parse: Callable[[str, str], np.ndarray], texts: Sequence[str], first_row: int) -> TokenRows:
+        rows = []
+        for number, text in enumerate(texts, start=first_row):
+            row = parse(text, f"row {number}")
+            if len(row) > self.max_length:  # cut, it would be another expression
+                raise RequestError(
+                    f"row {number}: expression of {len(row)} symbols: this model reads {self.max_length} at most"
+                )
+            rows.append(row)
+        return TokenRows(np.concatenate(rows), np.concatenate([[0], np.cumsum([len(row) for row in rows])]))
 
 
 def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "auto") -> Any:
@@ -148,6 +174,7 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     import diffmix.models as models
+    from diffmix.models.foreign_attention import with_attention
 
     quiet_transformers()
     device = resolve_device(device)
@@ -158,11 +185,18 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
     model_class: Any = (
         models.DiffmixForSequencePairClassification if reads_pairs else AutoModelForSequenceClassification
     )
+    recipe = _recipe_keys(folder)
+    attention = trained_attention(folder)
     hf_config: Any
     model: Any
     try:
-        hf_config = AutoConfig.from_pretrained(folder, local_files_only=True, **trained_attention(folder))
-        model = model_class.from_pretrained(folder, config=hf_config, local_files_only=True).to(device)
+        hf_config = AutoConfig.from_pretrained(folder, local_files_only=True, **attention)
+        model = with_attention(
+            lambda: model_class.from_pretrained(folder, config=hf_config, local_files_only=True),
+            attention.get("attn_implementation"),
+        ).to(device)
+    except RequestError:
+        raise
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{folder} holds a damaged model ({reason}): train the model again") from None
@@ -174,24 +208,37 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
                 f"{folder}: the tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size}; "
                 "give both of one model"
             )
-    longest = int(getattr(hf_config, "max_position_embeddings", None) or 10**9)
+    longest = longest_input(hf_config) or 10**9
     max_length = min(longest, tokenizer.model_max_length) if tokenizer is not None else longest
     label_names = tuple(str(hf_config.id2label[index]) for index in range(int(hf_config.num_labels or 0)))
-    parse = parse_expression if _recipe_keys(folder).get("task") in LISTOPS_TASKS else None
+    parse = parse_expression if recipe.get("task") in LISTOPS_TASKS else None
     return Classifier(model, tokenizer, label_names, max_length, resolve_dtype(dtype, device), reads_pairs, parse)
 
 
 def trained_attention(folder: Path) -> dict[str, str]:
-    """The option of `from_pretrained` with the attention of the recipe in a run's folder, which config.json does not keep."""
+    """The option of `from_pretrained` with the attention of the recipe in a run's folder, which config.json does not keep.
+
+    Raises RunError where the recipe is damaged, RequestError where it names an unknown attention.
+    """
     from diffmix.models.attention import attention_option
 
-    return attention_option(_recipe_keys(folder).get("attn_implementation"))
+    return attention_option(
+        _recipe_keys(folder).get("attn_implementation"), f"attn_implementation in {folder / 'recipe.yaml'}"
+    )
 
 
 def _recipe_keys(folder: Path) -> dict[str, Any]:
-    """The recipe in a run's folder; empty for a model from elsewhere."""
-    recipe = folder / "recipe.yaml"
-    return yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
+    """The recipe in a run's folder; empty for a model from elsewhere. Raises RunError where it is damaged."""
+    file = folder / "recipe.yaml"
+    if not file.is_file():
+        return {}
+    try:
+        keys = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        keys = None
+    if not isinstance(keys, dict):
+        raise RunError(f"{file} is damaged (it holds no keys): put the run's own back, or train the model again")
+    return keys
 
 
 def labels_for(examples: Examples, task_labels: Sequence[str], model_labels: Sequence[str]) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Any
 
 from diffmix.errors import RequestError, RunError
 from diffmix.evaluation import mean_interval
+from diffmix.models.attention import attention_option
 from diffmix.tasks.language import LANGUAGE_TASKS, load_language
 from diffmix.training.building import VALIDATION_SEED, recipe_data
 from diffmix.training.distributed import is_first_process, join_processes, on_first_process, process_count
@@ -24,6 +25,7 @@ from diffmix.training.fitting import Notice
 from diffmix.training.hardware import resident_memory, resolve_device, resolve_dtype
 from diffmix.training.language import check_classifier_recipe, check_language_recipe, train_language_model
 from diffmix.training.phases import Run
+from diffmix.training.prediction import trained_attention
 from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import claim_folder, recorded_data, release_folder, write_json
 from diffmix.training.self_training import TAUGHT, label_texts, unlabelled_texts, with_taught_labels
@@ -63,6 +65,7 @@ def train_seeds(
     """
     if seeds < 1:
         raise RequestError(f"seeds is {seeds}; give 1 or more")
+    recipe = _with_attention_of_start(recipe)
     output, baseline = Path(output), resident_memory()
     if recipe.model != "tfidf":
         join_processes(resolve_device(recipe.device))
@@ -119,6 +122,7 @@ def _train_one(
     pretrained: Path | None = None,
     taught: Path | None = None,
 ) -> dict[str, Any]:
+    recipe = _with_attention_of_start(recipe)
     (check_language_recipe if recipe.task in LANGUAGE_TASKS else check_classifier_recipe)(recipe)
     if recipe.model == "tfidf":
         if process_count() > 1:
@@ -161,6 +165,17 @@ def _train_one(
         return run.classification(task, start)
 
 
+def _with_attention_of_start(recipe: Recipe) -> Recipe:
+    """The recipe; where it names no attention but starts from a run that was trained with one, with that.
+
+    Its weights belong to it. Raises RequestError for an attention that is unknown.
+    """
+    attention_option(recipe.attn_implementation)
+    if recipe.init_from is None or recipe.attn_implementation is not None or recipe.model in ("diffmix", "tfidf"):
+        return recipe
+    return recipe.replace(**trained_attention(Path(recipe.init_from)))
+
+
 def _finished(folder: Path, notice: Notice) -> dict[str, Any]:
     notice(f"{folder} is finished: nothing to do")
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -187,6 +202,7 @@ def _teach(
     """The folder of the teacher of `recipe`, trained or continued as needed, with its labels of the unlabelled texts."""
     teacher = recipe.teacher_recipe()
     assert teacher is not None
+    teacher = _with_attention_of_start(teacher)
     if (folder / TAUGHT).is_file():
         return folder
     notice(f"teacher: {folder}")
