@@ -74,9 +74,12 @@ def _predicted(classifier: Any, texts: Iterable[str]) -> Iterator[dict[str, Any]
     from diffmix.tasks.examples import Examples
 
     iterator = iter(texts)
+    first_row = 1
     while chunk := list(itertools.islice(iterator, CHUNK)):
         examples = Examples(labels=np.zeros(len(chunk), dtype=np.int64), texts=chunk)
-        for text, row in zip(chunk, classifier.probabilities(examples), strict=True):
+        probabilities = classifier.probabilities(examples, first_row)
+        first_row += len(chunk)
+        for text, row in zip(chunk, probabilities, strict=True):
             best = int(row.argmax())
             yield {
                 "text": text,

@@ -168,9 +168,7 @@ def _open(run: Path, task: Any) -> tuple[Any, int, Callable[[int, int], list[Any
         raise RequestError(
             f"{run} holds no model of single texts with attention: give a run with mixer=attention_diffusion or mixer=softmax"
         )
-    if (task.validation.input_ids is None) != (classifier.tokenizer is not None):
-        reads, got = ("text", "pixels") if classifier.tokenizer is not None else ("pixels", "text")
-        raise RequestError(f"this model reads {reads} but was given {got}: give the task that it was trained on")
+    classifier.check(task.validation)
 
     def examples(length: int, limit: int) -> list[torch.Tensor]:
         chosen = np.sort(random.permutation(len(task.validation))[:limit])

@@ -49,7 +49,7 @@ class TfidfClassifier:
     label_names: tuple[str, ...]
     ngrams: int
 
-    def probabilities(self, examples: Examples) -> np.ndarray:
+    def probabilities(self, examples: Examples, first_row: int = 1) -> np.ndarray:
         """float64 [n, C] in the order of `examples`. Raises RequestError for anything but single texts."""
         features = self.vectorizer.transform(_texts(examples))
         logits = np.asarray(features @ self.weight.T, dtype=np.float64) + self.bias

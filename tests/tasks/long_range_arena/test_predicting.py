@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from diffmix.cli import predict
 from diffmix.cli.main import main
+from diffmix.errors import RequestError
 from diffmix.tasks.examples import Examples
 from diffmix.tasks.long_range_arena.expressions import parse
 from diffmix.training.prediction import load_classifier
@@ -40,3 +42,19 @@ def test_what_is_no_expression_is_refused_in_one_line(run, capsys, text, words):
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_the_row_of_a_file_is_named(run, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "CHUNK", 2)
+    for text, words in (("[MAX 2 x ]", "'x' is no symbol"), ("[MAX " + "1 " * 19 + "]", "expression of 21 symbols")):
+        (tmp_path / "rows.csv").write_text(f"text\n[MAX 2 9 ]\n[MIN 4 ]\n[SM 1 ]\n{text}\n")
+        assert main(["predict", str(run), "--input", str(tmp_path / "rows.csv")]) == 2
+        assert f"row 4: {words}" in capsys.readouterr().err
+
+
+def test_other_input_is_refused_without_a_word_of_pixels_it_would_read(run, capsys):
+    pairs = Examples(np.zeros(1, dtype=np.int64), texts=["[MAX 2 9 ]"], pairs=["[MIN 4 ]"])
+    with pytest.raises(RequestError, match=r"^this model reads ListOps expressions but was given pairs of texts: "):
+        load_classifier(run).probabilities(pairs)
+    assert main(["evaluate", str(run), "--task", "digits"]) == 2  # ten classes of the same names
+    assert "reads ids below 16 but was given 17: " in capsys.readouterr().err
