@@ -43,7 +43,7 @@ class _Mark(NamedTuple):
 
     layer: np.ndarray
     rows: np.ndarray
-    pixels: np.ndarray  # int64 [rows, Q]
+    places: np.ndarray  # int64 [rows, Q]: pixels of all rows, counted through
     before: np.ndarray  # uint8 [rows, Q]
 
 
@@ -196,7 +196,7 @@ class Painter:
         chosen = np.full(len(rows), -1, dtype=np.int64)
         for look in range(_PLACES):
             pixel = pixels[open_rows, look]
-            taken = canvas.taken[rows[open_rows, None], pixel[:, None] + offsets[open_rows]]
+            taken = canvas.taken.take(_places(canvas.taken, rows[open_rows], pixel[:, None] + offsets[open_rows]))
             free = ~((taken > _TAKEN) & core[open_rows]).any(axis=1)
             chosen[open_rows[free]] = pixel[free]
             open_rows = open_rows[~free]
@@ -218,10 +218,10 @@ class Painter:
         inside = parameters.side + parameters.paddle_length + 2 * self.margin
         pivots = np.clip(pivots, parameters.side - inside, inside)  # beyond it all is taken anyway
         heads = self._pixels(pivots + self.border)[:, None] + self.steps
-        weights = self.turning[last[:, 1]] * (FULL - canvas.near[rows[:, None], heads].astype(np.float32))
+        weights = self.turning[last[:, 1]] * (FULL - canvas.near.take(_places(canvas.near, rows, heads)).astype(np.float32))
         if parameters.foresight:
             straight = heads - self.steps + self.ahead
-            weights *= _BLIND + (FULL - canvas.near[rows[:, None], straight].astype(np.float32)) / FULL
+            weights *= _BLIND + (FULL - canvas.near.take(_places(canvas.near, rows, straight)).astype(np.float32)) / FULL
         chances = weights.cumsum(axis=1)
         strokes = np.zeros((len(rows), 2), dtype=np.int64)
         fits = np.zeros(len(rows), dtype=bool)
@@ -249,7 +249,7 @@ class Painter:
     def _free(self, canvas: _Canvas, rows: np.ndarray, strokes: np.ndarray) -> np.ndarray:
         """Whether each stroke, (pixel, patch), touches nothing, bool [rows]."""
         offsets, masks = (kind[strokes[:, 1]] for kind in self.masks)
-        taken = canvas.taken[rows[:, None], strokes[:, :1] + offsets]
+        taken = canvas.taken.take(_places(canvas.taken, rows, strokes[:, :1] + offsets))
         return np.all(taken.astype(np.uint16) + masks < _TOUCH, axis=1)
 
     def _occupy(self, canvas: _Canvas, rows: np.ndarray, strokes: np.ndarray) -> list[_Mark]:
@@ -287,10 +287,15 @@ class Painter:
 def _lay(layer: np.ndarray, rows: np.ndarray, strokes: np.ndarray, patches: tuple[np.ndarray, np.ndarray]) -> _Mark:
     """Put the patch of each stroke, (pixel, patch), on its row of `layer`; the larger value stays."""
     offsets, values = (kind[strokes[:, 1]] for kind in patches)
-    pixels = strokes[:, :1] + offsets
-    before = layer[rows[:, None], pixels]
-    layer[rows[:, None], pixels] = np.maximum(before, values)
-    return _Mark(layer, rows, pixels, before)
+    places = _places(layer, rows, strokes[:, :1] + offsets)
+    before = layer.reshape(-1).take(places)
+    layer.reshape(-1)[places] = np.maximum(before, values)
+    return _Mark(layer, rows, places, before)
+
+
+def _places(layer: np.ndarray, rows: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Pixels [rows, Q] of rows of `layer`, counted through all rows: `take` finds them in half the time of an index in two parts."""
+    return (rows * layer.shape[1])[:, None] + pixels
 
 
 def _erase(marks: list[_Mark], rows: np.ndarray, count: int) -> None:
@@ -301,7 +306,7 @@ def _erase(marks: list[_Mark], rows: np.ndarray, count: int) -> None:
     wanted[rows] = True
     for mark in reversed(marks):
         here = wanted[mark.rows]
-        mark.layer[mark.rows[here, None], mark.pixels[here]] = mark.before[here]
+        mark.layer.reshape(-1)[mark.places[here]] = mark.before[here]
 
 
 def draw(parameters: PathfinderParameters, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
