@@ -4,6 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+import torch
 from transformers import BigBirdConfig, BloomConfig, DebertaV2Config, GPT2Config, RobertaConfig, XLNetConfig
 
 from diffmix.errors import RequestError
@@ -285,3 +286,17 @@ def test_what_starts_from_a_language_model_keeps_its_attention_and_its_family(tm
                 language_model(tmp_path / "flash", names_csv, *shape, FLASH, *keys)
         with pytest.raises(RequestError, match=MISSING):
             load_language_model(first, attention="flash_attention_2")
+
+
+def test_a_language_model_of_another_family_sees_no_token_ahead_or_is_refused(tmp_path, names_csv):
+    bert = ["model=bert", "hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=16"]
+    language_model(tmp_path / "bert", names_csv, *bert)
+    model = load_language_model(tmp_path / "bert", device="cpu").model
+    ids = torch.randint(10, (1, 6))
+    ahead = torch.cat([ids[:, :5], ids[:, 5:] + 1], dim=1)
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits[:, :5], model(input_ids=ahead).logits[:, :5])
+    with pytest.raises(RequestError, match="model=xlnet sees the tokens that it is to predict"):
+        language_model(
+            tmp_path / "xlnet", names_csv, "model=xlnet", "d_model=16", "n_layer=1", "n_head=2", "d_inner=16"
+        )

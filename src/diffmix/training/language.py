@@ -148,10 +148,13 @@ def train_language_model(run: Run, task: LanguageData) -> dict[str, Any]:
             return model
         config = model_config(recipe, tokenizer, vocab_size, {})
         config.eos_token_id = config.bos_token_id = mark
+        config.is_decoder = True  # what makes BERT and its relatives causal
         if isinstance(text, PixelImages):
             config.pixel_levels = text.levels  # what tells it from a model of text
         kind: Any = models.DiffmixForCausalLM if recipe.model == "diffmix" else AutoModelForCausalLM.from_config
-        return with_attention(lambda: kind(config), recipe.attn_implementation)
+        model = with_attention(lambda: kind(config), recipe.attn_implementation)
+        _check_causal(model, recipe.model)
+        return model
 
     def loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(**batch).loss
@@ -182,6 +185,20 @@ def train_language_model(run: Run, task: LanguageData) -> dict[str, Any]:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     PartialState().wait_for_everyone()
     return json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def _check_causal(model: Any, name: str) -> None:
+    """Raise RequestError where a token's scores depend on one behind it."""
+    ids = torch.zeros(2, 8, dtype=torch.int64)
+    ids[1, -1] = 1
+    model.eval()
+    with torch.no_grad():
+        scores = model(input_ids=ids).logits[:, :-1]
+    model.train()
+    if not torch.allclose(scores[0], scores[1], atol=1e-4):
+        raise RequestError(
+            f"model={name} sees the tokens that it is to predict: set another model, such as gpt2 or diffmix"
+        )
 
 
 def _test(
