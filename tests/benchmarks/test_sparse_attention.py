@@ -54,7 +54,7 @@ def test_every_side_is_measured(side, dtype):
     measured = measure_sparse_attention(
         side=side, tokens=32, alpha=0.1, dtype=dtype, device="cpu", steps=1, baseline=0, **SMALL
     )
-    assert measured["seconds"] > 0
+    assert min(measured["seconds"]) > 0
 
 
 def test_peak_memory_counts_what_the_definition_makes():

@@ -12,6 +12,7 @@ TOKENS = 16_384
 SHAPE = {"heads": 4, "channels": 64}
 PATTERN = {"window": 64, "global_tokens": 16, "random_links": 8}
 HOPS, ALPHA = 5, 0.1
+LAYER_STEPS = 5  # steps of a layer for each step of the rest, which takes longer
 MATERIALISED = 7  # matrices of H·N² values that the definition holds at a time in its backward pass
 SHORTEST = 4 * 2 * PATTERN["window"]  # so that a quarter is a multiple of Longformer's window
 
@@ -39,20 +40,28 @@ def diffusion(options: Options, notice: Notice, workers: Any) -> dict[str, Any]:
         asked = {"side": name, "tokens": length, "pattern": PATTERN, "hops": hops, "alpha": alpha}
         return {"kind": "sparse_attention", **asked, **SHAPE, **fixed}
 
-    sides = {
-        **{f"ours/{length}": side("ours", length) for length in (short, tokens, 2 * tokens)},
+    long = {
+        f"ours/{tokens}": side("ours", tokens),
+        f"ours/{2 * tokens}": side("ours", 2 * tokens),
         f"recompute/{tokens}": side("recompute", tokens),
         f"sdpa/{tokens}": side("sdpa", tokens),
-        f"edge_list/{short}": side("edge_list", short),
-        f"materialised/{dense}": {**side("materialised", dense), "steps": 1},
+    }
+    if options.device == "cuda":
+        long |= {f"{name}/{length}": side(name, length) for name in CUDA_OPERATORS for length in (tokens, 2 * tokens)}
+    layers = {
         f"layer of 1 hop/{short}": side("layer", short, hops=1, alpha=0.0),
         f"layer of {HOPS} hops/{short}": side("layer", short),
         f"longformer/{short}": side("longformer", short),
     }
-    if options.device == "cuda":
-        lengths = (tokens, 2 * tokens)
-        sides |= {f"{name}/{length}": side(name, length) for name in CUDA_OPERATORS for length in lengths}
-    runs = alternate(sides, options.repetitions, notice=notice, workers=workers)
+    layers = {name: {**spec, "steps": LAYER_STEPS * options.steps} for name, spec in layers.items()}
+    rest = {
+        f"ours/{short}": side("ours", short),
+        f"edge_list/{short}": side("edge_list", short),
+        f"materialised/{dense}": {**side("materialised", dense), "steps": 1},
+    }
+    runs = {}
+    for sides, together in ((long, True), (layers, True), (rest, False)):
+        runs |= alternate(sides, options.repetitions, notice=notice, workers=workers, together=together)
     ours, sdpa = runs[f"ours/{tokens}"], runs[f"sdpa/{tokens}"]
     again, longformer = runs[f"recompute/{tokens}"], runs[f"longformer/{short}"]
     memory = "peak_memory_bytes"

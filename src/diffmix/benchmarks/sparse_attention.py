@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffmix.benchmarks.operators import DTYPES, median_seconds
+from diffmix.benchmarks.operators import DTYPES, seconds_of
 from diffmix.ops import attention_diffusion, personalized_pagerank
 from diffmix.ops.reference import attention_diffusion as materialised
 from diffmix.patterns import SparsePattern
@@ -160,11 +160,11 @@ def measure_sparse_attention(
     device: str,
     steps: int,
     baseline: int,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """A side, one of OPERATORS, CUDA_OPERATORS or LAYERS, forward with backward on one row.
 
     Returns:
-        `seconds`, the median over `steps`, and `peak_memory_bytes`, inputs included, above what the process held after a step on
+        `seconds` of each of `steps`, and `peak_memory_bytes`, inputs included, above what the process held after a step on
         a short row: code, weights and what libraries set up once are loaded by then (`baseline`, taken before, is not used).
     """
     del baseline
@@ -191,5 +191,5 @@ def measure_sparse_attention(
     step_on(8 * int(pattern["window"]))()
     reset_peak_memory()
     before = resident_memory()
-    seconds = median_seconds(step_on(tokens), steps, device, warmup=1)
+    seconds = [round(each, 9) for each in seconds_of(step_on(tokens), steps, device, warmup=1)]
     return {"seconds": seconds, "peak_memory_bytes": peak_memory(device, before)}

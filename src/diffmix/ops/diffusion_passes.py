@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffmix.ops.dropout import make_generator, scaled_mask
-from diffmix.ops.sparse_hops import Weights, accumulate_outer, attend, matrix, multiply, transpose
+from diffmix.ops.sparse_hops import Weights, attend, matrix, multiply, outer, transpose
 from diffmix.ops.sparse_layout import Layout
 
 _ROWS = 2048  # of the matrix that are in fp32 at a time
@@ -56,6 +56,8 @@ def diffuse(
     weights = attend(layout, layout.place(query), layout.place(key), limit, options.scale)
     used = weights if options.dropout_p == 0 else _times(weights, _edge_mask(weights, options, number))
     attention = matrix(layout, used)
+    if len(options.theta) > 2:  # each product would copy what is not contiguous
+        attention = attention._replace(band=attention.band.contiguous())
     hops: list[Tensor] = []
     state = _last_state(layout, value, options, number)
     for hop in reversed(range(len(options.theta) - 1)):
@@ -89,14 +91,15 @@ def diffuse_backward(
     backwards = transpose(layout, matrix(layout, weights if mask is None else _times(weights, mask)))
     flow = layout.place(grad, lengths)
     found = flow * theta[0]
-    total = Weights(torch.empty_like(weights.table), torch.empty_like(weights.rows), weights.links)
+    flows = []
     for hop in range(hops):
-        state = kept.hops[hop] if hop + 1 < hops else _last_state(layout, value, options, number)
-        total = accumulate_outer(layout, total, flow, state, first=hop == 0)
+        flows.append(flow)
         flow = multiply(layout, backwards, flow)
         _drop(flow, options, number, hop + 1)
         found.add_(flow, alpha=theta[hop + 1])
-    del backwards, flow, state
+    del backwards, flow
+    total = outer(layout, flows, [*kept.hops, _last_state(layout, value, options, number)])
+    del flows
     plain = matrix(layout, _softmax_backward(layout, weights, mask, total))
     query_grad = multiply(layout, plain, layout.place(key)).mul_(options.scale)
     key_grad = multiply(layout, transpose(layout, plain), layout.place(query)).mul_(options.scale)

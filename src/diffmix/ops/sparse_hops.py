@@ -6,12 +6,15 @@ Shapes as there; K hops. All functions work in place where they can: fresh memor
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffmix.ops.sparse_layout import Layout, Links
+
+_PART = 1024  # tokens
 
 
 class Weights(NamedTuple):
@@ -108,27 +111,31 @@ def attend(layout: Layout, query: Tensor, key: Tensor, lengths: Tensor, scale: f
     return Weights(table, torch.softmax(rows, dim=-1), links)
 
 
-def accumulate_outer(layout: Layout, total: Weights, left: Tensor, right: Tensor, *, first: bool) -> Weights:
-    """total + left rightᵀ on the edges, in place (but for the links): the gradient of A Z with respect to A.
+def outer(layout: Layout, lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> Weights:
+    """Σ_k L_k R_kᵀ on the edges, for buffers L_k and R_k: the gradient of Σ_k ⟨L_k, A R_k⟩ with respect to A.
 
-    Args:
-        layout: of the pattern.
-        total: the sum so far; links in fp32 or fp64.
-        left, right: buffers.
-        first: whether the sum has only begun, and `total` holds nothing.
+    But for the links, channels of all k are multiplied at once: the sum is rounded once, and written once. Links are in fp32,
+    or fp64 for fp64.
     """
-    plain, beta = matrix(layout, total), 0 if first else 1
-    plain.band.baddbmm_(layout.blocks(left), layout.spans(right).transpose(1, 2), beta=beta)
+    left, right = (buffers[0] if len(buffers) == 1 else torch.cat(list(buffers), dim=1) for buffers in (lefts, rights))
+    table = left.new_empty(layout.sequences * layout.stride, layout.width)
+    rows = left.new_empty(layout.sequences, len(layout.global_positions), layout.stride)
+    plain = matrix(layout, Weights(table, rows, None))
+    blocks, spans = layout.blocks(left), layout.spans(right).transpose(1, 2)
+    # A CPU's bf16 products copy the spans, which overlap, and what they are written to: in parts these copies are small.
+    count = len(blocks) if left.device.type != "cpu" else max(1, _PART // layout.block)
+    for part, ours, theirs in zip(plain.band.split(count), blocks.split(count), spans.split(count), strict=True):
+        part.baddbmm_(ours, theirs, beta=0)
     if len(layout.global_positions):
         ours, theirs = layout.heads(left), layout.heads(right)
-        plain.columns.baddbmm_(ours, theirs[:, layout.global_positions].transpose(1, 2), beta=beta)
-        plain.rows.baddbmm_(ours[:, layout.global_positions], theirs.transpose(1, 2), beta=beta)
-    links = total.links
-    if links is not None:
-        assert layout.links is not None
-        products = _link_products(layout.links, left, right)
-        links = products if first else links.add_(products)
-    return Weights(total.table, total.rows, links)
+        plain.columns.baddbmm_(ours, theirs[:, layout.global_positions].transpose(1, 2), beta=0)
+        torch.bmm(ours[:, layout.global_positions], theirs.transpose(1, 2), out=rows)
+    links = None
+    if layout.links is not None:
+        for ours, theirs in zip(lefts, rights, strict=True):
+            products = _link_products(layout.links, ours, theirs)
+            links = products if links is None else links.add_(products)
+    return Weights(table, rows, links)
 
 
 def _mask_band(layout: Layout, band: Tensor, lengths: Tensor) -> None:
