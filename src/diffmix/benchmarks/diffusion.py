@@ -13,6 +13,13 @@ SHAPE = {"heads": 4, "channels": 64}
 PATTERN = {"window": 64, "global_tokens": 16, "random_links": 8}
 HOPS, ALPHA = 5, 0.1
 LAYER_STEPS = 5  # steps of a layer for each step of the rest, which takes longer
+WITHOUT_LINKS = {**PATTERN, "random_links": 0}  # what Longformer's layer hears
+LAYERS = {
+    "layer of 1 hop": (1, 0.0, WITHOUT_LINKS),
+    f"layer of {HOPS} hops": (HOPS, ALPHA, WITHOUT_LINKS),
+    "layer of 1 hop with links": (1, 0.0, PATTERN),
+    f"layer of {HOPS} hops with links": (HOPS, ALPHA, PATTERN),
+}
 MATERIALISED = 7  # matrices of H·N² values that the definition holds at a time in its backward pass
 SHORTEST = 4 * 2 * PATTERN["window"]  # so that a quarter is a multiple of Longformer's window
 
@@ -20,7 +27,8 @@ SHORTEST = 4 * 2 * PATTERN["window"]  # so that a quarter is a multiple of Longf
 def diffusion(options: Options, notice: Notice, workers: Any) -> dict[str, Any]:
     """Attention diffusion, forward with backward, with N tokens (16,384, or `tokens`): against torch's fused attention at N,
     against itself at 2N, against an edge list at N/4, against its definition at N or, where memory is short, N/4; and as a layer
-    with its projections, of 1 and of 5 hops, against Hugging Face's Longformer attention at N/4. On CUDA also its candidates for
+    with its projections, of 1 and of 5 hops, against Hugging Face's Longformer attention at N/4: on that one's pattern, which has
+    no random links, and with them. On CUDA also its candidates for
     that device at N and 2N: blocks, Triton kernels, and torch's `flex_attention` hop by hop."""
     from diffmix.benchmarks.sparse_attention import CUDA_OPERATORS
     from diffmix.training.hardware import free_memory
@@ -49,10 +57,10 @@ def diffusion(options: Options, notice: Notice, workers: Any) -> dict[str, Any]:
     if options.device == "cuda":
         long |= {f"{name}/{length}": side(name, length) for name in CUDA_OPERATORS for length in (tokens, 2 * tokens)}
     layers = {
-        f"layer of 1 hop/{short}": side("layer", short, hops=1, alpha=0.0),
-        f"layer of {HOPS} hops/{short}": side("layer", short),
-        f"longformer/{short}": side("longformer", short),
+        f"{name}/{short}": {**side("layer", short, hops, alpha), "pattern": pattern}
+        for name, (hops, alpha, pattern) in LAYERS.items()
     }
+    layers[f"longformer/{short}"] = side("longformer", short)
     layers = {name: {**spec, "steps": LAYER_STEPS * options.steps} for name, spec in layers.items()}
     rest = {
         f"ours/{short}": side("ours", short),
@@ -74,7 +82,7 @@ def diffusion(options: Options, notice: Notice, workers: Any) -> dict[str, Any]:
         "less memory than materialised": ratio(runs[f"materialised/{dense}"], runs[f"ours/{dense}"], memory),
         "faster than an edge list": ratio(runs[f"edge_list/{short}"], runs[f"ours/{short}"], "seconds"),
     }
-    for name in ("layer of 1 hop", f"layer of {HOPS} hops"):
+    for name in LAYERS:
         ratios[f"{name}, faster than Longformer's"] = ratio(longformer, runs[f"{name}/{short}"], "seconds")
         ratios[f"{name}, less memory than Longformer's"] = ratio(longformer, runs[f"{name}/{short}"], memory)
     if options.device == "cuda":
