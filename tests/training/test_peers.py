@@ -280,6 +280,8 @@ def test_what_starts_from_a_language_model_keeps_its_attention_and_its_family(tm
     assert load_recipe(again / "recipe.yaml").attn_implementation == "heat_kernel"
     with pytest.raises(RequestError, match="is of type gpt2: set model=gpt2"):
         language_model(tmp_path / "other", names_csv, f"init_from={first}")
+    with pytest.raises(RequestError, match=r"takes \d+ tokens: set max_length="):
+        language_model(tmp_path / "longer", names_csv, *shape, f"init_from={first}", "max_length=2000")
     if importlib.util.find_spec("flash_attn") is None:
         for keys in ([], [f"init_from={first}"]):
             with pytest.raises(RequestError, match=MISSING):

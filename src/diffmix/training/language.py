@@ -145,6 +145,9 @@ def train_language_model(run: Run, task: LanguageData) -> dict[str, Any]:
             if model.config.model_type != recipe.model:
                 kind = model.config.model_type
                 raise RequestError(f"init_from: {start} is of type {kind}: set model={kind}")
+            longest = longest_input(model.config)
+            if longest is not None and longest < recipe.max_length:
+                raise RequestError(f"init_from: {start} takes {longest} tokens: set max_length={longest}")
             return model
         config = model_config(recipe, tokenizer, vocab_size, {})
         config.eos_token_id = config.bos_token_id = mark
