@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffmix.errors import RequestError
 from diffmix.evaluation.streaming import StreamingCalibration, fit_temperature
+from diffmix.models.positions import longest_input
 from diffmix.tasks.language import Documents, TokenWindows
 from diffmix.tasks.pixels import PixelImages, PixelWindows
 
@@ -185,7 +186,7 @@ def language_metrics(
 
 def _check_fit(model: Any, windows: TokenWindows | PixelWindows) -> None:
     """Refuse, before anything is computed, a text that the model cannot read."""
-    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    positions = longest_input(model.config) if hasattr(model, "config") else None
     if positions is not None and min(windows.length, windows.targets) > positions:
         raise RequestError(
             f"windows of {windows.length} tokens are longer than the model's {positions} positions: "

@@ -41,7 +41,7 @@ def with_attention(make: Callable[[], Any], attention: str | None) -> Any:
     except RequestError:
         raise
     except (ImportError, ValueError) as error:
-        if attention is None:
+        if attention is None or not (isinstance(error, ImportError) or "attention" in str(error)):
             raise
         reason = " ".join(str(error).split())[:160].rstrip(". ")
         raise RequestError(f"attn_implementation={attention}: {reason}; give another, such as eager") from None

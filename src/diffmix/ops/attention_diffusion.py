@@ -25,7 +25,9 @@ from diffmix.patterns import SparsePattern
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _GROUP = 16_384  # tokens, over sequences, that are computed at a time
-_GROUP_ON_CPU = 8_000  # what is made for them stays near the processor, and long rows go one head at a time
+_GROUP_ON_CPU = (
+    8_000  # as many there: what is made for them stays near the processor, and long rows go one head at a time
+)
 
 
 def attention_diffusion(
@@ -301,7 +303,7 @@ def _empty_result(query: Tensor, value: Tensor) -> Tensor:
 
 
 def _groups(query: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices of batch rows and heads, of about _GROUP tokens each: some heads of a row, or all heads of some rows."""
+    """Slices of batch rows and heads, of _GROUP or _GROUP_ON_CPU tokens or so: heads of a row, or all heads of rows."""
     batch, heads, tokens = query.shape[:3]
     sequences = max(1, (_GROUP_ON_CPU if query.device.type == "cpu" else _GROUP) // tokens)
     if sequences < heads:

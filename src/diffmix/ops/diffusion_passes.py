@@ -128,7 +128,7 @@ def _softmax_backward(layout: Layout, weights: Weights, mask: Weights | None, to
 
 
 def _carried(grads: Tensor, weights: Tensor) -> Tensor:
-    """Σ_j A_ij dA_ij, in fp32, or fp64 for fp64."""
+    """Σ_j A_ij dA_ij, summed in fp32, or fp64 for fp64."""
     return (grads * weights).sum(-1, dtype=torch.promote_types(grads.dtype, torch.float32))
 
 

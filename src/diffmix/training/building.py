@@ -15,10 +15,10 @@ import diffmix.models as models
 from diffmix.errors import RequestError
 from diffmix.models.attention import attention_option
 from diffmix.models.foreign_attention import with_attention
+from diffmix.models.positions import longest_input, positions_for
 from diffmix.tasks import TaskData, load_task
 from diffmix.training.callbacks import AVERAGED_WEIGHTS
 from diffmix.training.distributed import is_first_process
-from diffmix.training.positions import longest_input, positions_for
 from diffmix.training.recipe import Recipe
 
 VALIDATION_SEED = 0  # of the cut of validation: runs of different seeds share it
@@ -70,7 +70,8 @@ def model_config(
 def _config_of(start: Path, recipe: Recipe, keys: dict[str, Any]) -> Any:
     """The configuration in the folder `start`, with `keys`; of its vocabulary the size stays, which may be padded."""
     needed = keys["vocab_size"]
-    keys = {key: value for key, value in keys.items() if key != "vocab_size"}
+    # What was a language model is read in both directions from here on.
+    keys = {"is_decoder": False} | {key: value for key, value in keys.items() if key != "vocab_size"}
     try:
         config = AutoConfig.from_pretrained(start, local_files_only=True, **keys)
     except (OSError, ValueError, TypeError) as error:

@@ -5,6 +5,7 @@ L: targets of a window.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -29,6 +30,7 @@ from diffmix.evaluation.streaming import StreamingCalibration
 from diffmix.models.attention import attention_option
 from diffmix.models.diffusion_time import recorded_times
 from diffmix.models.foreign_attention import with_attention
+from diffmix.models.positions import longest_input
 from diffmix.models.token_loss import IGNORED
 from diffmix.tasks.language import Documents, LanguageData, TokenWindows
 from diffmix.tasks.pixels import PixelImages, PixelWindows
@@ -38,7 +40,6 @@ from diffmix.training.distributed import is_first_process
 from diffmix.training.gguf import load_gguf
 from diffmix.training.hardware import resolve_device, resolve_dtype
 from diffmix.training.phases import Run
-from diffmix.training.positions import longest_input
 from diffmix.training.prediction import quiet_transformers, trained_attention
 from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import write_evaluation, write_json, write_run_files
@@ -140,24 +141,27 @@ def train_language_model(run: Run, task: LanguageData) -> dict[str, Any]:
 
     def build() -> Any:
         set_seed(recipe.seed)
-        if start is not None:
-            model = load_language_model(start, device="cpu", attention=recipe.attn_implementation).model
-            if model.config.model_type != recipe.model:
-                kind = model.config.model_type
-                raise RequestError(f"init_from: {start} is of type {kind}: set model={kind}")
-            longest = longest_input(model.config)
-            if longest is not None and longest < recipe.max_length:
-                raise RequestError(f"init_from: {start} takes {longest} tokens: set max_length={longest}")
-            return model
+        model = started(start) if start is not None else drawn()
+        if recipe.model != "diffmix":
+            _check_causal(model, recipe)
+        return model
+
+    def started(start: Path) -> Any:
+        model = load_language_model(start, device="cpu", attention=recipe.attn_implementation).model
+        kind, longest = model.config.model_type, longest_input(model.config)
+        if kind != recipe.model:
+            raise RequestError(f"init_from: {start} is of type {kind}: set model={kind}")
+        if longest is not None and longest < recipe.max_length:
+            raise RequestError(f"init_from: {start} takes {longest} tokens: set max_length={longest}")
+        return model
+
+    def drawn() -> Any:
         config = model_config(recipe, tokenizer, vocab_size, {})
         config.eos_token_id = config.bos_token_id = mark
-        config.is_decoder = True  # what makes BERT and its relatives causal
         if isinstance(text, PixelImages):
             config.pixel_levels = text.levels  # what tells it from a model of text
         kind: Any = models.DiffmixForCausalLM if recipe.model == "diffmix" else AutoModelForCausalLM.from_config
-        model = with_attention(lambda: kind(config), recipe.attn_implementation)
-        _check_causal(model, recipe.model)
-        return model
+        return with_attention(lambda: kind(config), recipe.attn_implementation)
 
     def loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(**batch).loss
@@ -190,17 +194,17 @@ def train_language_model(run: Run, task: LanguageData) -> dict[str, Any]:
     return json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
 
 
-def _check_causal(model: Any, name: str) -> None:
-    """Raise RequestError where a token's scores depend on one behind it."""
-    ids = torch.zeros(2, 8, dtype=torch.int64)
-    ids[1, -1] = 1
-    model.eval()
-    with torch.no_grad():
-        scores = model(input_ids=ids).logits[:, :-1]
-    model.train()
-    if not torch.allclose(scores[0], scores[1], atol=1e-4):
+def _check_causal(model: Any, recipe: Recipe) -> None:
+    """Raise RequestError where earlier scores have a gradient with respect to a window's last token."""
+    copied = copy.deepcopy(model).eval()  # BigBird changes itself when it reads a short text
+    ids = torch.zeros(1, recipe.max_length, dtype=torch.int64)
+    states = copied.get_input_embeddings()(ids).detach().requires_grad_()
+    copied(inputs_embeds=states).logits[:, :-1].square().sum().backward()
+    assert states.grad is not None
+    if states.grad[:, -1].any():
         raise RequestError(
-            f"model={name} sees the tokens that it is to predict: set another model, such as gpt2 or diffmix"
+            f"model={recipe.model} sees the tokens that it is to predict: set is_decoder=true where this family has it, or "
+            "another model, such as gpt2 or diffmix"
         )
 
 

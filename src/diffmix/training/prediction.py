@@ -18,6 +18,7 @@ import yaml
 from safetensors import SafetensorError
 
 from diffmix.errors import RequestError, RunError
+from diffmix.models.positions import longest_input
 from diffmix.tasks.encoding import PaddingCollator, encode, shortest_input
 from diffmix.tasks.examples import Examples
 from diffmix.tasks.long_range_arena import LISTOPS_TASKS
@@ -25,7 +26,6 @@ from diffmix.tasks.long_range_arena.expressions import parse as parse_expression
 from diffmix.tasks.token_rows import TokenRows
 from diffmix.training.batching import batches_by_tokens
 from diffmix.training.hardware import resolve_device, resolve_dtype
-from diffmix.training.positions import longest_input
 
 # Tokens of a batch, padding included: enough to keep the matrix products busy, little next to what training takes.
 BATCH_TOKENS = 16_384

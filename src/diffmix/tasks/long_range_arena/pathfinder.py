@@ -299,6 +299,7 @@ def _lay(layer: np.ndarray, rows: np.ndarray, strokes: np.ndarray, patches: tupl
 
 def _places(layer: np.ndarray, rows: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """Pixels [rows, Q] of rows of `layer`, counted through all rows: `take` is faster than an index in two parts."""
+    assert layer.flags.c_contiguous  # `reshape` is a view only then
     return (rows * layer.shape[1])[:, None] + pixels
 
 
