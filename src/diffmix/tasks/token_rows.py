@@ -40,6 +40,11 @@ class TokenRows:
         lengths = np.concatenate([part.lengths for part in parts])
         return cls(np.concatenate(flat), np.concatenate([[0], np.cumsum(lengths)]), shift=shifts.pop())
 
+    @property
+    def highest(self) -> int:
+        """The highest id that is stored, be it in a row that was not taken; -1 where there is none."""
+        return int(self.flat.max()) + self.shift if len(self.flat) else -1
+
     def __len__(self) -> int:
         return len(self.offsets) - 1 if self._rows is None else len(self._rows)
 

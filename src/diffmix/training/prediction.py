@@ -120,7 +120,8 @@ class Classifier:
         elif (examples.pairs is not None) != self.reads_pairs:
             reads, got = ("pairs of texts", "single texts") if self.reads_pairs else ("single texts", "pairs of texts")
         elif examples.input_ids is not None and len(examples):
-            known, highest = int(self.model.config.vocab_size), max(int(row.max()) for row in examples.input_ids)
+            ids, known = examples.input_ids, int(self.model.config.vocab_size)
+            highest = int(ids.max()) if isinstance(ids, np.ndarray) else ids.highest
             if highest >= known:
                 reads, got = f"ids below {known}", f"{highest}"
         if reads:
