@@ -69,7 +69,7 @@ def test_one_distance_of_two_decides_nothing(tmp_path):
 
 def test_memory_is_judged_by_its_pairs(tmp_path):
     ratio = {"median": 1.8, "low": 1.7, "high": 1.9}
-    ratios = {"layer of 5 hops, less memory than Longformer's": ratio, "memory of fused attention": ratio}
+    ratios = {"layer of 5 hops with links, less memory than Longformer's": ratio, "memory of fused attention": ratio}
     result = {"ratios": ratios, "dtype": "bf16", "environment": {"device": "a CPU"}}
     assert verdicts(tmp_path, "bench-diffusion", result)[MEMORY].verdict == "holds"
     ratio["low"] = 1.2

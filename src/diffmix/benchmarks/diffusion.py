@@ -14,7 +14,7 @@ PATTERN = {"window": 64, "global_tokens": 16, "random_links": 8}
 HOPS, ALPHA = 5, 0.1
 LAYER_STEPS = 5  # steps of a layer for each step of the rest, which takes longer
 WITHOUT_LINKS = {**PATTERN, "random_links": 0}  # what Longformer's layer hears
-LAYERS = {
+MEASURED_LAYERS = {
     "layer of 1 hop": (1, 0.0, WITHOUT_LINKS),
     f"layer of {HOPS} hops": (HOPS, ALPHA, WITHOUT_LINKS),
     "layer of 1 hop with links": (1, 0.0, PATTERN),
@@ -58,7 +58,7 @@ def diffusion(options: Options, notice: Notice, workers: Any) -> dict[str, Any]:
         long |= {f"{name}/{length}": side(name, length) for name in CUDA_OPERATORS for length in (tokens, 2 * tokens)}
     layers = {
         f"{name}/{short}": {**side("layer", short, hops, alpha), "pattern": pattern}
-        for name, (hops, alpha, pattern) in LAYERS.items()
+        for name, (hops, alpha, pattern) in MEASURED_LAYERS.items()
     }
     layers[f"longformer/{short}"] = side("longformer", short)
     layers = {name: {**spec, "steps": LAYER_STEPS * options.steps} for name, spec in layers.items()}
@@ -82,7 +82,7 @@ def diffusion(options: Options, notice: Notice, workers: Any) -> dict[str, Any]:
         "less memory than materialised": ratio(runs[f"materialised/{dense}"], runs[f"ours/{dense}"], memory),
         "faster than an edge list": ratio(runs[f"edge_list/{short}"], runs[f"ours/{short}"], "seconds"),
     }
-    for name in LAYERS:
+    for name in MEASURED_LAYERS:
         ratios[f"{name}, faster than Longformer's"] = ratio(longformer, runs[f"{name}/{short}"], "seconds")
         ratios[f"{name}, less memory than Longformer's"] = ratio(longformer, runs[f"{name}/{short}"], memory)
     if options.device == "cuda":

@@ -25,9 +25,7 @@ from diffmix.patterns import SparsePattern
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _GROUP = 16_384  # tokens, over sequences, that are computed at a time
-_GROUP_ON_CPU = (
-    8_000  # as many there: what is made for them stays near the processor, and long rows go one head at a time
-)
+_GROUP_ON_CPU = 8_000  # what is made for them stays near the processor, and long rows go one head at a time
 
 
 def attention_diffusion(
