@@ -98,9 +98,9 @@ def _memory(result: Mapping[str, Any]) -> Finding:
     layer = result["ratios"]["layer of 5 hops with links, less memory than Longformer's"]
     fused = result["ratios"]["memory of fused attention"]
     numbers = (
-        f"a layer of five hops, random links among its edges, takes {layer['median']:.3g}x less than "
-        f"Longformer's (pairs {layer['low']:.3g} to {layer['high']:.3g}); fused full attention, which stores no weights, takes {fused['median']:.3g}x less than five hops, "
-        f"{result['dtype']}, {result['environment'].get('device')}"
+        f"a layer of five hops, random links among its edges, takes {layer['median']:.3g}x less than Longformer's (pairs "
+        f"{layer['low']:.3g} to {layer['high']:.3g}); fused full attention, which stores no weights, takes "
+        f"{fused['median']:.3g}x less than five hops, {result['dtype']}, {result['environment'].get('device')}"
     )
     return Finding(by_interval(layer["low"], layer["high"], MEMORY_SAVING), numbers)
 
