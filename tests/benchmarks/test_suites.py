@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -7,8 +8,9 @@ from diffmix.benchmarks.long_range import MIXERS, SHAPE
 from diffmix.benchmarks.specs import Options, model_of, softmax_config, vocabulary_size
 from diffmix.benchmarks.suites import BENCHMARKS, run_benchmark
 from diffmix.errors import RequestError, RunError
-from diffmix.experiments.benchmark_tables import long_range_table
+from diffmix.experiments.benchmark_tables import generation_table, long_range_table
 from diffmix.models import DiffmixConfig
+from diffmix.tasks.long_range_arena import generated
 from diffmix.training.recipe import load_recipe
 
 RECIPE = """
@@ -176,6 +178,17 @@ def test_long_range(tmp_path):
     assert "16,384 tokens" in long_range_table(result)
     for side in MIXERS.values():
         DiffmixConfig(**SHAPE, **side)
+
+
+def test_generation(tmp_path, monkeypatch):
+    small = {name: dataclasses.replace(generated.GENERATED[name], rows=(6, 2, 2)) for name in ("listops", "pathfinder")}
+    monkeypatch.setattr("diffmix.benchmarks.generation.GENERATED", small)
+    monkeypatch.setattr(generated, "GENERATED", small)
+    result = measure("generation", tmp_path)
+    assert result["sides"]["pathfinder"]["connected_share"] == 0.5
+    assert 500 < result["sides"]["listops"]["length_median"] < 2000
+    assert all(side["rows"] == 10 and side["seconds"] > 0 for side in result["sides"].values())
+    assert "connected 50.0%" in generation_table(result)
 
 
 def test_operators(tmp_path):

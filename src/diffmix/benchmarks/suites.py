@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffmix.benchmarks.diffusion import diffusion
+from diffmix.benchmarks.generation import generation
 from diffmix.benchmarks.harness import Notice, Workers, alternate, medians, ratio, run_workers
 from diffmix.benchmarks.long_range import long_range
 from diffmix.benchmarks.specs import (
@@ -322,7 +323,18 @@ def paper_memory(options: Options, notice: Notice, workers: Any) -> dict[str, An
 
 BENCHMARKS: dict[str, Callable[[Options, Notice, Any], dict[str, Any]]] = {
     function.__name__: function
-    for function in (distilbert, obvious, scaling, operators, parts, heat_kernel, diffusion, long_range, paper_memory)
+    for function in (
+        distilbert,
+        obvious,
+        scaling,
+        operators,
+        parts,
+        heat_kernel,
+        diffusion,
+        long_range,
+        generation,
+        paper_memory,
+    )
 }
 DEFAULT_RECIPE = {
     "distilbert": "ag_news",
@@ -333,6 +345,7 @@ DEFAULT_RECIPE = {
     "heat_kernel": None,
     "diffusion": None,
     "long_range": None,
+    "generation": None,
     "paper_memory": "imdb_paper",
 }
 

@@ -108,6 +108,18 @@ def long_range_table(result: Mapping[str, Any]) -> str:
     return f"{markdown(headings, rows)}\n\n{about} {caption(result)}"
 
 
+def generation_table(result: Mapping[str, Any]) -> str:
+    """How long the generated sets take, and what their rows are like."""
+    rows = []
+    for name, side in result["sides"].items():
+        told = {"length_median": "median length {:.0f}", "majority_share": "most frequent class {:.1%}"}
+        told["connected_share"] = "connected {:.1%}"
+        facts = ", ".join(form.format(side[key]) for key, form in told.items() if key in side)
+        rows.append([f"`{name}`", f"{side['rows']:,}", f"{side['seconds']:.0f} s", facts])
+    about = f"Drawn, checked and written once, on {result['settings']['processors']} processors."
+    return f"{markdown(['set', 'rows', 'time', 'over all rows'], rows)}\n\n{about} {caption(result)}"
+
+
 def operators_table(result: Mapping[str, Any]) -> str:
     """The candidates for the fast path, in milliseconds and against the rolled linears."""
     sides, ratios = result["sides"], result["ratios"]
@@ -223,5 +235,6 @@ BENCHMARK_TABLES: dict[str, Callable[..., str]] = {
     "heat_kernel": heat_kernel_table,
     "diffusion": diffusion_table,
     "long_range": long_range_table,
+    "generation": generation_table,
     "paper_memory": paper_memory_table,
 }

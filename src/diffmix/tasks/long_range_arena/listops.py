@@ -71,7 +71,7 @@ def generate(
         min_length, max_length: both included.
         max_depth: the depth at which only digits stand, the root's being 1.
         max_arguments: of an operator, which has 2 at least.
-        workers: threads.
+        workers: processes.
         progress: called with how many more expressions are there.
 
     Raises:
