@@ -13,6 +13,7 @@ from diffmix.tasks.encoding import EncodedDataset, StreamedDataset, round_length
 
 # Rows are sorted by length inside groups of this many batches: enough to leave little padding, few enough to stay random.
 MEGA_BATCH = 50
+SPREAD = 1.5  # with shortest_first, rows come among others that are up to this much longer or shorter
 
 
 class LengthBucketedBatches(Sampler[list[int]]):
@@ -26,12 +27,16 @@ class LengthBucketedBatches(Sampler[list[int]]):
     Batches differ in size by one row at most; there is no small rest at the end. In the first epoch the batch with the
     longest row comes first, so that a lack of memory shows at once.
 
+    With `shortest_first` the first epoch goes from short rows to long ones instead (SortaGrad, Amodei et al. 2016): a curriculum
+    for tasks whose short rows teach what the long ones need.
+
     Args:
         lengths: tokens of each row.
         batch_size: rows of a global batch.
         accumulation: micro-batches that one process makes of its share.
         processes, rank: how many processes there are, and which is this one.
         seed: of the order.
+        shortest_first: see above.
     """
 
     def __init__(
@@ -43,8 +48,10 @@ class LengthBucketedBatches(Sampler[list[int]]):
         processes: int = 1,
         rank: int = 0,
         seed: int = 0,
+        shortest_first: bool = False,
     ):
         self.lengths = np.asarray(lengths)
+        self.shortest_first = shortest_first
         self.accumulation, self.processes, self.rank, self.seed = accumulation, processes, rank, seed
         self.batches_per_epoch = max(1, -(-len(self.lengths) // batch_size))
         self.epoch = 0
@@ -59,7 +66,11 @@ class LengthBucketedBatches(Sampler[list[int]]):
     def global_batches(self) -> list[np.ndarray]:
         """The row numbers of each global batch of the chosen epoch, longest rows first within a batch."""
         random = np.random.default_rng((self.seed, self.epoch))
-        order = random.permutation(len(self.lengths))
+        ascending = self.shortest_first and self.epoch == 0
+        if ascending:
+            order = np.argsort(self.lengths * random.uniform(1, SPREAD, len(self.lengths)))
+        else:
+            order = random.permutation(len(self.lengths))
         cuts = np.linspace(0, len(order), self.batches_per_epoch + 1).round().astype(int)
         batches = []
         for first in range(0, self.batches_per_epoch, MEGA_BATCH):
@@ -67,7 +78,10 @@ class LengthBucketedBatches(Sampler[list[int]]):
             start, stop = cuts[first], cuts[last]
             group = order[start:stop]
             group = group[np.argsort(-self.lengths[group], kind="stable")]
-            batches += np.split(group, cuts[first + 1 : last] - start)
+            together = np.split(group, cuts[first + 1 : last] - start)
+            batches += [together[index] for index in random.permutation(len(together))] if ascending else together
+        if ascending:
+            return batches
         batches = [batches[index] for index in random.permutation(len(batches))]
         if self.epoch == 0:
             longest = max(range(len(batches)), key=lambda index: self.lengths[batches[index][0]])

@@ -163,9 +163,19 @@ class Fitter:
         dealing = {"accumulation": accumulation, "processes": self.processes, "rank": self.rank}
         batches: Any
         if isinstance(rows, StreamedDataset):
+            if recipe.shortest_first:
+                raise RequestError(
+                    "shortest_first needs rows in memory but train is streamed: set stream=false or shortest_first=false"
+                )
             batches = StreamedBatches(rows, batch_size=recipe.batch_size, **dealing)
         else:
-            batches = LengthBucketedBatches(rows.lengths, batch_size=recipe.batch_size, seed=recipe.seed, **dealing)
+            batches = LengthBucketedBatches(
+                rows.lengths,
+                batch_size=recipe.batch_size,
+                seed=recipe.seed,
+                shortest_first=recipe.shortest_first,
+                **dealing,
+            )
         steps_per_epoch = batches.batches_per_epoch
         max_steps = recipe.max_steps or math.ceil(recipe.epochs * steps_per_epoch)
         every = recipe.eval_steps or max(1, round(steps_per_epoch / recipe.evaluations_per_epoch))

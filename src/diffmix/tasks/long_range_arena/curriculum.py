@@ -1,8 +1,10 @@
 """Easier ListOps beside a task's own: short expressions teach in minutes what long ones hide for hours.
 
 A model that sees only long expressions hears the root's operator and little else for thousands of steps: the gradient of the
-rest is lost among hundreds of symbols. In an expression of one operator nothing hides it. The easier sets join train, all at
-once, as `extra_train`; validation and test stay what they are.
+rest is lost among hundreds of symbols. In an expression of one operator nothing hides it. SM, the sum modulo 10, needs more: it
+is found among two or three digits and grows from there, and is never found where longer sums stand beside these from the start.
+So the easier sets join train as `extra_train`, and the recipe key `shortest_first` has them come first; validation and test stay
+what they are.
 """
 
 from __future__ import annotations
@@ -22,17 +24,21 @@ from diffmix.tasks.long_range_arena.listops import Grammar, generate
 from diffmix.tasks.token_rows import TokenRows
 
 EASIER = {
+    "few_arguments": Grammar(4, 5, max_depth=2),
     "one_operator": Grammar(4, 12, max_depth=2),
     "two_levels": Grammar(8, 31, max_depth=3),
     "short": Grammar(32, 128),
     "middle": Grammar(129, 500),
 }
+_DISTINCT = {"few_arguments": 4 * (10**2 + 10**3)}  # expressions that there are; their rows are repeated
 SEED = 1  # the task's own sets are drawn with 0
 _VERSION = 1  # raise it when the same parameters give other data
 
 
 def with_easier(task: TaskData, names: Sequence[str], on_notice: Callable[[str], None]) -> TaskData:
     """The task with as many rows of each of EASIER's sets in train as train has of its own, drawn once and cached.
+
+    Of the shortest there are not so many: each comes several times.
 
     Only sets whose expressions are all shorter than the task's are taken, so that none stands in validation or test.
     Raises RequestError.
@@ -54,7 +60,9 @@ def with_easier(task: TaskData, names: Sequence[str], on_notice: Callable[[str],
     assert isinstance(own.input_ids, TokenRows)
     ids, labels = [own.input_ids], [own.labels]
     for name in names:
-        easier = _easier_set(name, len(own), on_notice).split("train", len(DIGITS))
+        distinct = min(len(own), _DISTINCT.get(name, len(own)))
+        easier = _easier_set(name, distinct, on_notice).split("train", len(DIGITS))
+        easier = easier.take(np.resize(np.arange(distinct), len(own)))
         assert isinstance(easier.input_ids, TokenRows)
         ids.append(easier.input_ids)
         labels.append(easier.labels)
