@@ -8,9 +8,9 @@ from diffmix.training.batching import LengthBucketedBatches, batches_by_tokens
 lengths = st.lists(st.integers(0, 500), min_size=1, max_size=300)
 
 
-@given(lengths, st.integers(1, 40), st.integers(0, 3), st.integers(0, 2))
-def test_every_row_comes_once_an_epoch_in_even_batches(lengths, batch_size, seed, epoch):
-    batches = LengthBucketedBatches(lengths, batch_size=batch_size, seed=seed)
+@given(lengths, st.integers(1, 40), st.integers(0, 3), st.integers(0, 2), st.booleans())
+def test_every_row_comes_once_an_epoch_in_even_batches(lengths, batch_size, seed, epoch, shortest_first):
+    batches = LengthBucketedBatches(lengths, batch_size=batch_size, seed=seed, shortest_first=shortest_first)
     batches.set_epoch(epoch)
     epoch_batches = list(batches)
     assert len(epoch_batches) == len(batches)
@@ -64,6 +64,20 @@ def test_inference_batches_stay_within_their_tokens(lengths, tokens):
     for batch in batches:
         longest = max(lengths[row] for row in batch)
         assert len(batch) == 1 or len(batch) * longest <= tokens
+
+
+def test_shortest_first_is_the_order_of_the_first_epoch_alone():
+    lengths = np.random.default_rng(0).integers(4, 400, 5000)
+    batches = LengthBucketedBatches(lengths, batch_size=10, shortest_first=True)
+    means = np.array([lengths[batch].mean() for batch in batches])
+    tenths = [part.mean() for part in np.array_split(means, 10)]
+    assert (np.diff(tenths) > 20).all()
+    assert means[:50].max() < 60
+    assert np.mean([np.ptp(lengths[batch]) for batch in batches]) < 20  # still of like length
+    plain = LengthBucketedBatches(lengths, batch_size=10)
+    for each in (batches, plain):
+        each.set_epoch(1)
+    assert list(batches) == list(plain)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from diffmix.errors import RequestError
 from diffmix.models import DiffmixConfig
+from diffmix.tasks.long_range_arena.curriculum import EASIER
+from diffmix.tasks.long_range_arena.generated import GENERATED
 from diffmix.training.recipe import Recipe, load_recipe, recipe_from_mapping, shipped_recipes
 
 
@@ -49,6 +51,14 @@ def test_the_third_papers_recipes_diffuse_as_it_does_and_name_a_sparse_baseline(
     assert config["diffusion_global_tokens"] >= 1
     baseline = load_recipe(name, ["diffusion_hops=1", "diffusion_alpha=0"])
     assert DiffmixConfig(**baseline.config).diffusion_weights() == (0.0, 1.0)
+
+
+def test_easier_listops_stand_in_listops_recipes_alone_and_are_shorter_than_its_own():
+    recipes = [load_recipe(name) for name in shipped_recipes()]
+    taking = {recipe.task: recipe.extra_train for recipe in recipes if recipe.extra_train}
+    assert set(taking) == {"listops", "listops_short"}
+    for task, names in taking.items():
+        assert all(EASIER[name].max_length < GENERATED[task].content.min_length for name in names)
 
 
 def test_overrides_are_typed_and_reach_training_and_model_keys():

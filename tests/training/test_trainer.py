@@ -331,6 +331,11 @@ def test_streamed_rows_train_and_resume(names_csv, tmp_path, monkeypatch):
     assert reproducible(train(recipe, names_csv, tmp_path / "part", resume=True)) == reproducible(whole)
 
 
+def test_streamed_rows_cannot_come_shortest_first(names_csv, tmp_path):
+    with pytest.raises(RequestError, match="shortest_first=false"):
+        train(small("stream=true", "shortest_first=true"), names_csv, tmp_path / "run")
+
+
 def test_pixels(tmp_path):
     recipe = load_recipe("digits", ["limit=200", "epochs=1", "hidden_size=16", "num_hidden_layers=2"])
     metrics = trainer.train(recipe, output=tmp_path / "run", notice=lambda _: None)

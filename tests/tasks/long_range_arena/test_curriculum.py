@@ -28,6 +28,23 @@ def test_easier_sets_join_train_and_nothing_else():
     assert task.facts["extra_train"] == "one_operator, two_levels: 60 shorter expressions each"
 
 
+def test_of_the_shortest_there_are_few_and_each_comes_again(monkeypatch):
+    monkeypatch.setitem(curriculum._DISTINCT, "few_arguments", 25)
+    task = load_task("listops", extra_train=("few_arguments",), on_notice=lambda _: None)
+    rows = [task.train.input_ids[row].tobytes() for row in range(60, 120)]
+    assert len(rows) == 60
+    assert len(set(rows)) == 25
+    assert rows[:25] == rows[25:50]
+    assert np.array_equal(task.train.labels[60:85], task.train.labels[85:110])
+
+
+def test_so_many_expressions_of_few_arguments_there_are():
+    distinct = curriculum._DISTINCT["few_arguments"]
+    assert len(generate(distinct, 1, 4, 5, max_depth=2).labels) == distinct
+    with pytest.raises(ValueError, match="different expressions"):
+        generate(distinct + 1, 1, 4, 5, max_depth=2)
+
+
 def test_a_limit_holds_for_each_set():
     task = load_task("listops", extra_train=("one_operator",), limit=7, on_notice=lambda _: None)
     assert len(task.train) == 14
@@ -66,8 +83,12 @@ def test_a_set_that_is_given_twice_is_refused():
 @pytest.mark.parametrize(
     ("task", "name", "words"),
     [
-        ("listops", "middle", "takes one_operator, two_levels"),  # its expressions could stand in the test set
-        ("listops_short", "short", "takes none"),
+        (
+            "listops",
+            "middle",
+            "takes few_arguments, one_operator, two_levels",
+        ),  # its expressions could stand in the test set
+        ("listops_short", "short", "takes few_arguments, whose"),
         ("listops", "easy", "got 'easy'"),
         ("pathfinder", "one_operator", "takes none"),
     ],
