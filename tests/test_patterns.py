@@ -63,12 +63,19 @@ def test_links_are_drawn_among_earlier_tokens(pattern, n):
 def test_a_longer_sequence_only_adds(pattern, n, data):
     m = data.draw(st.integers(1, n))
     assert torch.equal(pattern.dense(m), pattern.dense(n)[:m, :m])
+    assert torch.equal(pattern.drawn_links(m), pattern.drawn_links(n)[:m])
 
 
 @given(patterns(), st.sampled_from(LENGTHS))
 def test_every_view_shows_the_same_graph(pattern, n):
     dense = pattern.dense(n)
     assert torch.equal(pattern.edges(n), dense.nonzero().T)
+    hears, heard = pattern.links(n)
+    back = heard < hears
+    token = torch.arange(n)[:, None].expand(n, pattern.random_links)
+    drawn = pattern.drawn_links(n)
+    linked = torch.stack([token[drawn >= 0], drawn[drawn >= 0]])
+    assert set(zip(*linked.tolist(), strict=True)) == set(zip(hears[back].tolist(), heard[back].tolist(), strict=True))
     assert torch.equal(pattern.degree(n), dense.sum(dim=1))
     facts = pattern.statistics(n)
     assert facts["edges"] == dense.sum()
@@ -165,7 +172,7 @@ def test_wrong_arguments_are_named(change, message):
 
 @pytest.mark.parametrize("n", [0, -3, 2.5])
 @pytest.mark.parametrize(
-    "view", ["dense", "edges", "degree", "statistics", "blocks", "links", "global_positions", "draw"]
+    "view", ["dense", "edges", "degree", "statistics", "blocks", "links", "drawn_links", "global_positions", "draw"]
 )
 def test_a_sequence_has_a_token(view, n):
     with pytest.raises(ValueError, match=rf"n is {n}; give the number of tokens, 1 or more"):

@@ -76,6 +76,10 @@ class SparsePattern:
         hears, heard = _links(self, _length(n))
         return torch.from_numpy(hears), torch.from_numpy(heard)
 
+    def drawn_links(self, n: int) -> Tensor:
+        """The earlier tokens that each of n draws: int64 [n, r], -1 where there are fewer. A longer row only adds."""
+        return torch.from_numpy(_drawn(self, _length(n)))
+
     def dense(self, n: int) -> Tensor:
         """bool [n, n]: row i hears column j."""
         position = np.arange(_length(n))
@@ -247,22 +251,25 @@ def _globals(chosen: int | Sequence[int], n: int) -> np.ndarray:
 @functools.lru_cache(maxsize=16)
 def _links(pattern: SparsePattern, n: int) -> tuple[np.ndarray, np.ndarray]:
     """(hears, heard) of the random links, sorted. The arrays are shared: do not write to them."""
-    hears, heard = _drawn_links(pattern, n)
+    drawn = _drawn(pattern, n)
+    hears, draw = np.nonzero(drawn >= 0)
+    heard = drawn[hears, draw]
     if not pattern.causal:
         hears, heard = np.concatenate([hears, heard]), np.concatenate([heard, hears])
     order = np.lexsort((heard, hears))
     return hears[order], heard[order]
 
 
-def _drawn_links(pattern: SparsePattern, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each token, the earlier ones that it draws: (hears, heard)."""
+def _drawn(pattern: SparsePattern, n: int) -> np.ndarray:
+    """int64 [n, r]: what each token draws among the earlier ones, -1 where there are too few."""
     candidates = np.ones(n, dtype=bool)
     chosen = _globals(pattern.global_tokens, n)
     candidates[chosen] = False
     token = np.flatnonzero(candidates)  # those that draw, and those that are drawn
-    rank = _drawn_ranks(pattern, chosen, token)
-    which, hears = np.nonzero(rank >= 0)
-    return token[hears], token[rank[which, hears]]
+    rank = _drawn_ranks(pattern, chosen, token).T
+    drawn = np.full((n, pattern.random_links), -1, dtype=np.int64)
+    drawn[token] = np.where(rank >= 0, token[rank], -1)
+    return drawn
 
 
 def _drawn_ranks(pattern: SparsePattern, chosen: np.ndarray, token: np.ndarray) -> np.ndarray:

@@ -182,6 +182,7 @@ class AttentionDiffusionMixer(AttentionMixer):
         super().__init__(config)
         self.pattern, self.coefficients = config.diffusion_pattern(), config.diffusion_weights()
         self.hop_dropout = config.diffusion_hop_dropout
+        self.longest = config.max_position_embeddings
 
     def forward(
         self,
@@ -227,6 +228,7 @@ class AttentionDiffusionMixer(AttentionMixer):
             lengths=None if padding_mask is None else padding_mask.sum(dim=1),
             dropout_p=self.dropout if self.training else 0.0,
             hop_dropout_p=self.hop_dropout if self.training else 0.0,
+            longest=self.longest,
         )
         return self.join(mixed)
 

@@ -18,6 +18,7 @@ from diffmix.ops.checks import check_attention_diffusion, check_finite_scores
 from diffmix.ops.coefficients import personalized_pagerank
 from diffmix.ops.diffusion_passes import HopOptions, Kept, diffuse, diffuse_backward
 from diffmix.ops.kernels import BACKENDS, by_kernels
+from diffmix.ops.plain_diffusion import plain_diffusion
 from diffmix.ops.sparse_hops import Weights
 from diffmix.ops.sparse_layout import Layout, make_layout
 from diffmix.patterns import SparsePattern
@@ -121,13 +122,23 @@ def diffuse_attention_aligned(
     hop_dropout_p: float = 0.0,
     recompute: bool = False,
     backend: str = "auto",
+    longest: int | None = None,
 ) -> Tensor:
     """`attention_diffusion` for rows whose real tokens stand first, `lengths` [B] of them (None: all). Nothing is checked.
 
-    What stands at padding must be finite.
+    What stands at padding must be finite. `longest`: of the rows that an ONNX graph takes, see `plain_diffusion`.
     """
     if len(coefficients) == 1:
         return value * coefficients[0]
+    if torch.onnx.is_in_onnx_export():
+        if dropout_p > 0 or hop_dropout_p > 0:
+            raise ValueError(
+                f"dropout_p is {dropout_p} and hop_dropout_p {hop_dropout_p}, which an ONNX graph does not hold; "
+                "call model.eval() before the export"
+            )
+        return plain_diffusion(
+            query, key, value, pattern, coefficients=coefficients, scale=scale, lengths=lengths, longest=longest
+        )
     seed = None
     if dropout_p > 0 or hop_dropout_p > 0:
         seed = torch.randint(2**62, (1,), dtype=torch.int64)

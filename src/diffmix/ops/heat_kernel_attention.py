@@ -79,8 +79,9 @@ def heat_kernel_attention(
                 mixed = _masked(query, key, value, attn_mask, dropout_p, scale)
         else:
             radius = math.inf
-            # The radius counts on every query hearing the key at its own place.
-            if locality > 0 and form == "normalized" and attn_mask is None and query.shape[-2] <= key.shape[-2]:
+            # The radius counts on every query hearing the key at its own place, and on a length and a time that are known.
+            known = attn_mask is None and not torch.compiler.is_compiling()
+            if locality > 0 and form == "normalized" and known and query.shape[-2] <= key.shape[-2]:
                 longest = float(time.detach().max()) if isinstance(time, Tensor) else time
                 radius = locality_radius(longest, locality, key.shape[-2], query.dtype)
             mixed = _in_blocks(
@@ -247,9 +248,10 @@ def _in_blocks(
     queries, keys = query.shape[-2], key.shape[-2]
     place = torch.arange(keys, device=key.device)
     shift = keys - queries
-    block = queries if torch.compiler.is_compiling() else _BLOCK
+    # A graph has one block: how many there are would fix its length.
+    starts, block = ([0], queries) if torch.compiler.is_compiling() else (range(0, queries, _BLOCK), _BLOCK)
     mixed = []
-    for first in range(0, queries, block):
+    for first in starts:
         last = min(first + block, queries)
         lowest, highest = 0, keys
         if is_causal:

@@ -115,11 +115,16 @@ def make_layout(pattern: SparsePattern, tokens: int, sequences: int, device: tor
     return _layout(pattern, tokens, sequences, str(device))
 
 
-@functools.lru_cache(maxsize=8)
-def _layout(pattern: SparsePattern, tokens: int, sequences: int, device: str) -> Layout:
+def band_blocks(pattern: SparsePattern) -> tuple[int, int, int]:
+    """The tokens of a block of the band, and how many blocks of keys stand before and after a block of queries."""
     block = 64 if pattern.window >= 64 else 32 if pattern.window >= 16 else 16
     before = -(-pattern.window // block)
-    after = 0 if pattern.causal else before
+    return block, before, 0 if pattern.causal else before
+
+
+@functools.lru_cache(maxsize=8)
+def _layout(pattern: SparsePattern, tokens: int, sequences: int, device: str) -> Layout:
+    block, before, after = band_blocks(pattern)
     if tokens <= block * (1 + before + after):  # no more keys than one span: all of them, for all queries at once
         block, before, after = tokens, 0, 0
     distance = torch.arange(block)[:, None] + before * block - torch.arange(block * (1 + before + after))
