@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator
 from itertools import count
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
 
@@ -19,7 +19,7 @@ def in_order(work: Callable[[int], Result], workers: int, pieces: int | None = N
     their number.
     """
     numbers = count() if pieces is None else range(pieces)
-    results = Parallel(n_jobs=workers, return_as="generator")(delayed(work)(number) for number in numbers)
+    results: Any = Parallel(n_jobs=workers, return_as="generator")(delayed(work)(number) for number in numbers)
     try:
         for result in results:  # noqa: UP028 (`yield from` would close them itself, with a warning)
             yield result
