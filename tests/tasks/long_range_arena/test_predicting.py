@@ -14,7 +14,10 @@ from diffmix.training.prediction import load_classifier
 from diffmix.training.recipe import load_recipe
 from diffmix.training.trainer import train
 
-KEYS = "max_steps=2 hidden_size=8 intermediate_size=8 num_hidden_layers=2 max_length=20 extra_train= dtype=fp32"
+KEYS = (
+    "max_steps=2 hidden_size=8 intermediate_size=8 num_hidden_layers=2 neighbor_offsets=[-1,0,1] max_length=20 extra_train= "
+    "dtype=fp32"
+)
 
 
 @pytest.fixture
