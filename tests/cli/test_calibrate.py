@@ -253,7 +253,10 @@ def test_a_swap_is_measured_and_written_down(diffmix, gpt2, tmp_path):
     ]
     assert found["exact_time"] == pytest.approx(2.0)  # heads of 16 channels
     assert found["max_logit_difference"] < 1e-4
-    assert len(rows["heat_kernel, a fitted time a layer"]["time"]) == 2
+    times = np.ravel(rows["heat_kernel, a fitted time a layer"]["time"])  # one number where both end at the same bound
+    assert len(times) in (1, 2)
+    assert times.min() >= 0.5
+    assert rows["heat_kernel, a fitted time a layer"]["metrics"]["nll_difference"] < 0
     assert found["measured_on"]["tokens"] == rows["own"]["metrics"]["n"] <= 1500
     assert found["fitted_on"]["split"] == "validation"
     assert abs(rows["heat_kernel, exact time"]["metrics"]["nll_difference"]) < 1e-6
