@@ -13,7 +13,7 @@ from diffmix.tasks.encoding import EncodedDataset, StreamedDataset, round_length
 
 # Rows are sorted by length inside groups of this many batches: enough to leave little padding, few enough to stay random.
 MEGA_BATCH = 50
-SPREAD = 1.5  # with shortest_first, rows come among others that are up to this much longer or shorter
+SPREAD = 1.2  # with shortest_first, rows come among others that are up to this much longer or shorter
 
 
 class LengthBucketedBatches(Sampler[list[int]]):
