@@ -116,7 +116,7 @@ def generation_table(result: Mapping[str, Any]) -> str:
         told["connected_share"] = "connected {:.1%}"
         facts = ", ".join(form.format(side[key]) for key, form in told.items() if key in side)
         rows.append([f"`{name}`", f"{side['rows']:,}", f"{side['seconds']:.0f} s", facts])
-    about = f"Drawn, checked and written once, on {result['settings']['processors']} processors."
+    about = f"Drawn, checked and written, on {result['settings']['processors']} processors."
     return f"{markdown(['set', 'rows', 'time', 'over all rows'], rows)}\n\n{about} {caption(result)}"
 
 
