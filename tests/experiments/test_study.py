@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,6 +163,34 @@ def test_results_of_something_else_are_not_replaced(light):
     assert code == 2
     assert "no result of the study light" in error
     assert len(record(light)) == 4
+
+
+def test_goes_on_from_a_result_without_the_folders(light):
+    assert finish(start_light(light, "--only", "seed=0"))[0] == 0
+    shutil.rmtree(light / "runs")
+    file = light / "results" / "study-light.json"
+    before = result_of(light)
+    before["cells"][0]["environment"]["device"] = "elsewhere"
+    file.write_text(json.dumps(before))
+    code, out, _ = finish(start_light(light, "--dry-run"))
+    assert code == 0
+    assert "6 cells: 2 recorded, 4 new" in out
+    assert finish(start_light(light))[0] == 0
+    assert len(record(light)) == 8  # start and end of the four that were missing
+    after = result_of(light)
+    assert after["missing"] == []
+    first = after["cells"][0]
+    assert first["metrics"] == before["cells"][0]["metrics"]
+    assert {**after["environment"], **first["environment"]} == {"device": "elsewhere"}
+    # A cell whose recipe has changed since is trained anew, and with data of one's own all of them are.
+    study = light / "light.yaml"
+    study.write_text(study.read_text().replace("epochs: [1, 2]", "epochs: [1, 3]"))
+    shutil.rmtree(light / "runs")
+    out = finish(start_light(light, "--dry-run"))[1]
+    assert "3 recorded, 3 new" in out
+    data = light / "own"
+    data.mkdir()
+    assert "6 new" in finish(start_light(light, "--dry-run", "--data", str(data)))[1]
 
 
 def test_a_folder_that_was_only_just_begun_is_taken(light):

@@ -1,13 +1,15 @@
 """Running a study: a grid of recipes, each trained once in its own process, and the summary over seeds.
 
 A cell's folder is named after its place in the grid and a hash of its resolved recipe, and `metrics.json` there says that it
-is finished. All that a second start needs to know is on disk: it trains what is missing and gives the same summary.
+is finished. A cell that the study's result file already holds, trained with the same recipe, is finished too: so a study goes on
+on another machine from its result alone. A second start trains what is missing and gives the same summary.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -68,10 +70,12 @@ def run_study(
     train = find_engine(engine)
     chosen = select_cells(study, only)
     path = claim_study_result(study, output)
-    folders = {cell.label: cell_folder(study, cell, runs, data) for cell in chosen}
-    states = {cell.label: cell_state(cell.recipe, folders[cell.label]) for cell in chosen}
-    missing = [cell for cell in chosen if states[cell.label] != "finished"]
-    todo = [_job(cell, folders[cell.label], data) for cell in missing]
+    states = list_cells(study, data=data, runs=runs, only=only, output=output)
+    todo = [
+        _job(cell, folder, data)
+        for cell, (state, _, folder) in zip(chosen, states, strict=True)
+        if state not in ("finished", "recorded")
+    ]
     finished, failed = len(chosen) - len(todo), []
     notice(f"{study.name}: {len(chosen)} cells, {finished} of them finished, in {Path(runs) / study.name}")
     try:
@@ -92,21 +96,43 @@ def run_study(
         raise RunError(
             f"interrupted: {finished} of {len(chosen)} cells are finished; the same command goes on from there"
         ) from None
-    result = collect(study, runs, data)
+    result = collect(study, runs, data, output)
     written = any(cell["state"] == "finished" for cell in result["cells"])
     if written:
         write_result(path, result, data=data)
     return Finished(result, path if written else None, tuple(failed))
 
 
-def collect(study: Study, runs: Path, data: Path | str | None = None) -> dict[str, Any]:
-    """The result of a study as far as its cells are finished."""
-    finished = {}
+def collect(study: Study, runs: Path, data: Path | str | None = None, output: Path | None = None) -> dict[str, Any]:
+    """The result of a study as far as its cells are finished, or recorded in the result that stands at `output`."""
+    finished = {} if output is None else recorded_cells(study, claim_study_result(study, output), data)
     for cell in study.cells:
         folder = cell_folder(study, cell, runs, data)
         if cell_state(cell.recipe, folder) == "finished":
             finished[cell.label] = read_run(folder)
-    return study_result(study, finished)
+    return study_result(study, finished, own_data=data is not None)
+
+
+def recorded_cells(study: Study, path: Path, data: Path | str | None = None) -> dict[str, dict[str, Any]]:
+    """Label → what `read_run` gave, of the cells in the result `path` whose recipe is still that of the study.
+
+    None where `data` are given or were: a result does not say which.
+    """
+    if data is not None or not path.exists():
+        return {}
+    result = read_result(path)
+    if result.get("own_data"):
+        return {}
+    entries = {json.dumps(entry["axes"], sort_keys=True): entry for entry in result["cells"]}
+    found = {}
+    for cell in study.cells:
+        entry = entries.get(json.dumps(cell.values, sort_keys=True))
+        if entry is None or entry["state"] != "finished":
+            continue
+        if _deciding({**result["resolved"], **entry["resolved"]}) == _deciding(cell.recipe.to_dict()):
+            environment = {**result["environment"], **entry["environment"]}
+            found[cell.label] = {**{key: entry[key] for key in ("metrics", "history")}, "environment": environment}
+    return found
 
 
 def unknown_metrics(study: Study, result: Mapping[str, Any]) -> str | None:
@@ -121,12 +147,16 @@ def unknown_metrics(study: Study, result: Mapping[str, Any]) -> str | None:
 
 def cell_folder(study: Study, cell: Cell, runs: Path | str, data: Path | str | None) -> Path:
     """The folder of a cell: readable, and another one for whatever gives another result."""
-    # Keys that stand at their defaults are left out: a key that a later version adds does not orphan what is trained.
-    usual = Recipe(name="").to_dict()
-    own = cell.recipe.to_dict()
-    decides = {key: value for key, value in own.items() if key != "name" and (key not in usual or usual[key] != value)}
+    decides = _deciding(cell.recipe.to_dict())
     words = "-".join(f"{axis}={value}" for axis, value in cell.values.items())
     return Path(runs) / study.name / name_after(words, [decides, resolved_data(data)])
+
+
+def _deciding(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe that decide its result, without those at their defaults: a key that a later version adds does not
+    orphan what is trained."""
+    usual = Recipe(name="").to_dict()
+    return {key: value for key, value in recipe.items() if key != "name" and (key not in usual or usual[key] != value)}
 
 
 def cell_state(recipe: Recipe, folder: Path) -> str:
@@ -152,16 +182,29 @@ def cell_state(recipe: Recipe, folder: Path) -> str:
 
 
 def list_cells(
-    study: Study, *, data: Path | str | None = None, runs: Path = Path("runs/study"), only: Sequence[str] = ()
+    study: Study,
+    *,
+    data: Path | str | None = None,
+    runs: Path = Path("runs/study"),
+    only: Sequence[str] = (),
+    output: Path = Path("results"),
 ) -> list[tuple[str, str, Path]]:
-    """Each chosen cell's state (`new`, `unfinished`, `running`, `finished`), label and folder."""
+    """Each chosen cell's state, label and folder.
+
+    The states: `new`, `unfinished`, `running`, `finished`, and `recorded` for one whose folder is not finished but which the
+    result at `output` holds.
+    """
+    recorded = recorded_cells(study, claim_study_result(study, output), data)
     rows = []
     for cell in select_cells(study, only):
         folder = cell_folder(study, cell, runs, data)
         state = cell_state(cell.recipe, folder)
-        rows.append(
-            ("running" if state != "finished" and is_held(_beside(folder, ".log")) else state, cell.label, folder)
-        )
+        if state != "finished":
+            if cell.label in recorded:
+                state = "recorded"
+            elif is_held(_beside(folder, ".log")):
+                state = "running"
+        rows.append((state, cell.label, folder))
     return rows
 
 

@@ -29,15 +29,18 @@ _LOWER_IS_BETTER = (
 )
 
 
-def study_result(study: Study, finished: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def study_result(
+    study: Study, finished: Mapping[str, Mapping[str, Any]], *, own_data: bool = False
+) -> dict[str, Any]:
     """The content of `results/study-NAME.json`.
 
     Args:
         study: the study.
         finished: cell label → what `read_run` gives of it.
+        own_data: whether the cells were trained on `--data`.
 
     Returns:
-        `study`, `command`, the file's `recipe`, `set` and `grid`, `overrides`, `resolved` (the keys that all cells share),
+        `study`, `command`, the file's `recipe`, `set` and `grid`, `overrides`, `own_data`, `resolved` (the keys that all cells share),
         `environment` (of the first finished cell), `cells` (each with its `axes`, `state`, the `resolved` keys of its own, and
         where it is finished its metrics and evaluations, and what differs in its environment), `missing` (labels), `means` and
         `differences`. Numbers that cannot be given (an interval of one seed) are null.
@@ -68,6 +71,7 @@ def study_result(study: Study, finished: Mapping[str, Mapping[str, Any]]) -> dic
         "command": shlex.join(["diffmix", "study", portable_spec(study.source), *sets]),
         **study.content,
         "overrides": list(study.overrides),
+        "own_data": own_data,
         "axes": {axis: list(values) for axis, values in study.axes.items()},
         "compare": None if study.compared is None else dict(zip(("axis", "baseline"), study.compared, strict=True)),
         "metrics": list(study.metrics),
