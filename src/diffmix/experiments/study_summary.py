@@ -29,9 +29,7 @@ _LOWER_IS_BETTER = (
 )
 
 
-def study_result(
-    study: Study, finished: Mapping[str, Mapping[str, Any]], *, own_data: bool = False
-) -> dict[str, Any]:
+def study_result(study: Study, finished: Mapping[str, Mapping[str, Any]], *, own_data: bool = False) -> dict[str, Any]:
     """The content of `results/study-NAME.json`.
 
     Args:
