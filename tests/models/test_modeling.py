@@ -18,6 +18,7 @@ from diffmix import (
     DiffmixModel,
 )
 from diffmix.models.mixers import NeighborMixer
+from diffmix.models.ngrams import NgramEmbedding
 from diffmix.models.pooling import AttentionPooling
 
 VARIANTS = {
@@ -38,6 +39,7 @@ VARIANTS = {
     "converging": {"neighbor_shared_steps": True, "neighbor_tolerance": 0.05, "neighbor_alpha": 0.7},
     "narrow_wrap": {"intermediate_size": 16, "neighbor_boundary": "wrap", "neighbor_shared_steps": True},
     "narrow": {"intermediate_size": 8},
+    "ngrams": {"embedding_ngrams": [2, 5], "embedding_buckets": 40},
     "softmax": {"mixer": "softmax"},
     "diffusion": {"mixer": "attention_diffusion", "diffusion_window": 2, "diffusion_random_links": 1},
     "diffusion_heat": {
@@ -59,6 +61,8 @@ def make(variant, model=DiffmixForSequenceClassification, **changes):
     for module in made.modules():
         if isinstance(module, AttentionPooling):
             torch.nn.init.normal_(module.query)
+        if isinstance(module, NgramEmbedding):
+            torch.nn.init.normal_(module.weight)
         if isinstance(module, NeighborMixer):
             module.training = variant.startswith("narrow")  # training is when the MLP's first layer is taken in
     return made

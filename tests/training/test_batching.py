@@ -8,9 +8,9 @@ from diffmix.training.batching import LengthBucketedBatches, batches_by_tokens
 lengths = st.lists(st.integers(0, 500), min_size=1, max_size=300)
 
 
-@given(lengths, st.integers(1, 40), st.integers(0, 3), st.integers(0, 2), st.booleans())
-def test_every_row_comes_once_an_epoch_in_even_batches(lengths, batch_size, seed, epoch, shortest_first):
-    batches = LengthBucketedBatches(lengths, batch_size=batch_size, seed=seed, shortest_first=shortest_first)
+@given(lengths, st.integers(1, 40), st.integers(0, 3), st.integers(0, 2))
+def test_every_row_comes_once_an_epoch_in_even_batches(lengths, batch_size, seed, epoch):
+    batches = LengthBucketedBatches(lengths, batch_size=batch_size, seed=seed)
     batches.set_epoch(epoch)
     epoch_batches = list(batches)
     assert len(epoch_batches) == len(batches)
@@ -23,7 +23,7 @@ def test_every_row_comes_once_an_epoch_in_even_batches(lengths, batch_size, seed
 @given(st.integers(20, 200), st.integers(1, 3), st.integers(1, 4))
 def test_processes_and_accumulation_share_the_same_global_batches(rows, processes, accumulation):
     lengths = np.random.default_rng(rows).integers(1, 100, rows)
-    shape = {"batch_size": 12, "seed": 1}
+    shape = {"batch_size": 12, "seed": 1, "length_warmup": rows // 24}
     whole = [set(batch) for batch in LengthBucketedBatches(lengths, **shape)]
     parts = [
         list(LengthBucketedBatches(lengths, **shape, accumulation=accumulation, processes=processes, rank=rank))
@@ -66,18 +66,36 @@ def test_inference_batches_stay_within_their_tokens(lengths, tokens):
         assert len(batch) == 1 or len(batch) * longest <= tokens
 
 
-def test_shortest_first_is_the_order_of_the_first_epoch_alone():
+def test_length_warmup_goes_from_short_rows_to_long_ones_and_forgets_none():
     lengths = np.random.default_rng(0).integers(4, 400, 5000)
-    batches = LengthBucketedBatches(lengths, batch_size=10, shortest_first=True)
-    means = np.array([lengths[batch].mean() for batch in batches])
-    tenths = [part.mean() for part in np.array_split(means, 10)]
-    assert (np.diff(tenths) > 20).all()
-    assert means[:50].max() < 60
-    assert np.mean([np.ptp(lengths[batch]) for batch in batches]) < 20  # still of like length
+    batches = LengthBucketedBatches(lengths, batch_size=10, length_warmup=800)
+    warm = []
+    for epoch in (0, 1):
+        batches.set_epoch(epoch)
+        warm += list(batches)
+    longest = np.array([lengths[batch].max() for batch in warm[:800]])
+    limit = 4 * 100 ** (np.arange(1, 801) / 800)
+    assert (longest[100:] <= limit[100:] + 1).all()  # before that, ten rows of one length are too few
+    newest = longest > limit / 1.4
+    assert 0.4 < newest[100:].mean() < 0.8
+    assert longest[700:].min() < 20  # the short ones come back to the end
+    assert max(lengths[batch].max() / lengths[batch].min() for batch in warm[100:800]) < 2
+    assert all(len(set(batch)) == 10 for batch in warm)
     plain = LengthBucketedBatches(lengths, batch_size=10)
+    plain.set_epoch(1)
+    assert warm[800:] == list(plain)[300:]
+
+
+@given(lengths, st.integers(1, 40), st.integers(0, 3), st.integers(0, 2), st.integers(1, 200))
+def test_length_warmup_makes_batches_of_the_same_sizes(lengths, batch_size, seed, epoch, warmup):
+    batches = LengthBucketedBatches(lengths, batch_size=batch_size, seed=seed, length_warmup=warmup)
+    plain = LengthBucketedBatches(lengths, batch_size=batch_size, seed=seed)
     for each in (batches, plain):
-        each.set_epoch(1)
-    assert list(batches) == list(plain)
+        each.set_epoch(epoch)
+    drawn = list(batches)
+    assert sorted(map(len, drawn)) == sorted(map(len, plain))
+    assert all(len(set(batch)) == len(batch) and set(batch) <= set(range(len(lengths))) for batch in drawn)
+    assert drawn == list(batches)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

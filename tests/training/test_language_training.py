@@ -114,7 +114,7 @@ def test_other_models_train_by_the_same_recipe(tmp_path, overrides):
     ("override", "message"),
     [
         ("class_balance=loss", "class_balance"),
-        ("shortest_first=true", "shortest_first"),
+        ("length_warmup=0.5", "length_warmup"),
         ("label_smoothing=0.1", "label_smoothing"),
         ("stream=true", "stream"),
         ("pretraining={epochs: 1}", "pretraining"),

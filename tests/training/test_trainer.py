@@ -331,9 +331,18 @@ def test_streamed_rows_train_and_resume(names_csv, tmp_path, monkeypatch):
     assert reproducible(train(recipe, names_csv, tmp_path / "part", resume=True)) == reproducible(whole)
 
 
-def test_streamed_rows_cannot_come_shortest_first(names_csv, tmp_path):
-    with pytest.raises(RequestError, match="shortest_first=false"):
-        train(small("stream=true", "shortest_first=true"), names_csv, tmp_path / "run")
+def test_streamed_rows_cannot_warm_up_lengths(names_csv, tmp_path):
+    with pytest.raises(RequestError, match="length_warmup=0"):
+        train(small("stream=true", "length_warmup=0.5"), names_csv, tmp_path / "run")
+
+
+@pytest.mark.parametrize("length_warmup", [0.6, 9])
+def test_a_length_warmup_resumes(names_csv, tmp_path, monkeypatch, length_warmup):
+    recipe = small(f"length_warmup={length_warmup}", "epochs=3")
+    whole = train(recipe, names_csv, tmp_path / "whole")
+    interrupted_train(monkeypatch, whole["train/steps"] - 4, recipe, names_csv, tmp_path / "part")
+    assert reproducible(train(recipe, names_csv, tmp_path / "part", resume=True)) == reproducible(whole)
+    assert reproducible(train(small("epochs=3"), names_csv, tmp_path / "plain")) != reproducible(whole)
 
 
 def test_pixels(tmp_path):

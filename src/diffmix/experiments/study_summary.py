@@ -38,8 +38,8 @@ def study_result(study: Study, finished: Mapping[str, Mapping[str, Any]], *, own
         own_data: whether the cells were trained on `--data`.
 
     Returns:
-        `study`, `command`, the file's `recipe`, `set` and `grid`, `overrides`, `own_data`, `resolved` (the keys that all cells share),
-        `environment` (of the first finished cell), `cells` (each with its `axes`, `state`, the `resolved` keys of its own, and
+        `study`, `command`, the file's `recipe`, `set` and `grid`, `overrides`, `own_data`, `resolved` (the keys that all cells
+        share), `environment` (of the first finished cell), `cells` (each with its `axes`, `state`, the `resolved` keys of its own, and
         where it is finished its metrics and evaluations, and what differs in its environment), `missing` (labels), `means` and
         `differences`. Numbers that cannot be given (an interval of one seed) are null.
     """

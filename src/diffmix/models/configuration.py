@@ -50,6 +50,10 @@ class DiffmixConfig(PretrainedConfig):
         classifier_dropout: inside the classification head.
         noise_std: σ of the Gaussian noise added to the embeddings in training (equation 1 of the paper).
         embedding_std: standard deviation of freshly drawn embeddings.
+        embedding_ngrams: sizes n of grams, as in [3, 5]: the embedding of the n ids that end with a token, hashed into a table, is
+            added to the token's own. For bytes, which alone say little. Not in causal models, whose cache holds no ids; embeddings
+            given as `inputs_embeds` stay as they are.
+        embedding_buckets: rows of that table.
         norm: `"layer"` or `"batch"` (over real tokens only; not in causal models).
         norm_eps: added to variances.
         norm_placement: `"post"`: Norm(α h + (1-α) f(h)); `"pre"`: α h + (1-α) f(Norm(h)), one more norm at the end.
@@ -122,6 +126,8 @@ class DiffmixConfig(PretrainedConfig):
         classifier_dropout: float = 0.1,
         noise_std: float = 0.0,
         embedding_std: float = 1.0,
+        embedding_ngrams: Sequence[int] = (),
+        embedding_buckets: int = 65536,
         norm: str = "layer",
         norm_eps: float = 1e-5,
         norm_placement: str | None = None,
@@ -176,6 +182,8 @@ class DiffmixConfig(PretrainedConfig):
         self.classifier_dropout = classifier_dropout
         self.noise_std = noise_std
         self.embedding_std = embedding_std
+        self.embedding_ngrams = list(embedding_ngrams)
+        self.embedding_buckets = embedding_buckets
         self.norm = norm
         self.norm_eps = norm_eps
         self.norm_placement = norm_placement or ("post" if mixer == "neighbor" else "pre")
@@ -240,6 +248,7 @@ class DiffmixConfig(PretrainedConfig):
             "intermediate_size",
             "max_position_embeddings",
             "neighbor_heads",
+            "embedding_buckets",
         ):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give a whole number of at least 1")
@@ -265,6 +274,7 @@ class DiffmixConfig(PretrainedConfig):
             raise ValueError(
                 "norm is 'batch' but the model is causal, and the statistics of a batch hold the future: give 'layer'"
             )
+        self._check_ngrams()
         self._check_init_temperature()
         self._check_heat()
         self._check_diffusion()
@@ -287,6 +297,15 @@ class DiffmixConfig(PretrainedConfig):
         elif self.norm_placement == "post":
             raise ValueError(
                 f"norm_placement is 'post' but mixer is {self.mixer!r}, whose blocks are pre-norm; leave norm_placement out"
+            )
+
+    def _check_ngrams(self) -> None:
+        sizes = self.embedding_ngrams
+        if any(not isinstance(size, int) or size < 2 for size in sizes) or len(set(sizes)) != len(sizes):
+            raise ValueError(f"embedding_ngrams is {sizes!r}; give different whole numbers of at least 2, or none")
+        if sizes and self.is_causal:
+            raise ValueError(
+                f"embedding_ngrams is {sizes!r} but the model is causal, and its cache holds no ids: leave embedding_ngrams out"
             )
 
     def _check_heat(self) -> None:

@@ -19,6 +19,7 @@ from diffmix.models.blocks import AttentionBlock, DiffusionStep, make_norm
 from diffmix.models.configuration import DiffmixConfig
 from diffmix.models.diffusion_time import AdaptiveTime, LearnedTime
 from diffmix.models.mixers import NeighborMixer, QueryKeyValue
+from diffmix.models.ngrams import NgramEmbedding
 from diffmix.models.perturbation import Dropout, add_noise
 from diffmix.models.pooling import AttentionPooling, in_full_precision
 from diffmix.ops.alignment import align, aligned_positions, unalign
@@ -56,6 +57,8 @@ class DiffmixPreTrainedModel(PreTrainedModel):
                 initialization.copy_(module.weight, torch.cat([queries * module.query_scale, others]))
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, NgramEmbedding):
+            init.zeros_(module.weight)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=self.config.embedding_std)
             if module.padding_idx is not None:
@@ -87,6 +90,11 @@ class DiffmixModel(DiffmixPreTrainedModel):
     def __init__(self, config: DiffmixConfig):
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.ngrams = (
+            NgramEmbedding(config.embedding_ngrams, config.embedding_buckets, config.hidden_size)
+            if config.embedding_ngrams
+            else None
+        )
         self.positions = (
             nn.Embedding(config.max_position_embeddings, config.hidden_size)
             if config.position_embedding == "learned"
@@ -245,6 +253,8 @@ class DiffmixModel(DiffmixPreTrainedModel):
                 "cut the text (truncation=True) or raise max_position_embeddings before training"
             )
         hidden = self.embedding(values) if values.ndim == 2 else values
+        if self.ngrams is not None and values.ndim == 2:
+            hidden = hidden + self.ngrams(values)
         if self.positions is not None:
             own = self.positions.weight[: hidden.shape[1]] if positions is None else self.positions(positions)
             hidden = hidden + own

@@ -13,7 +13,7 @@ from diffmix.tasks.encoding import EncodedDataset, StreamedDataset, round_length
 
 # Rows are sorted by length inside groups of this many batches: enough to leave little padding, few enough to stay random.
 MEGA_BATCH = 50
-SPREAD = 1.2  # with shortest_first, rows come among others that are up to this much longer or shorter
+BAND = 1.5  # rows of a batch of the length warm-up differ in length by at most this factor, where there are enough of them
 
 
 class LengthBucketedBatches(Sampler[list[int]]):
@@ -27,8 +27,10 @@ class LengthBucketedBatches(Sampler[list[int]]):
     Batches differ in size by one row at most; there is no small rest at the end. In the first epoch the batch with the
     longest row comes first, so that a lack of memory shows at once.
 
-    With `shortest_first` the first epoch goes from short rows to long ones instead (SortaGrad, Amodei et al. 2016): a curriculum
-    for tasks whose short rows teach what the long ones need.
+    The first `length_warmup` global batches are drawn otherwise, for tasks whose short rows teach what the long ones need: from
+    rows up to a length that grows in equal ratios from that of the shortest row to that of the longest. Every second such batch,
+    on average, is of the longest rows so far; the others are of any length below, in equal ratios too, so that what was learned
+    is not forgotten. (Elman 1993 starts small; Li et al. 2022 warm up sequence lengths for stability.)
 
     Args:
         lengths: tokens of each row.
@@ -36,7 +38,7 @@ class LengthBucketedBatches(Sampler[list[int]]):
         accumulation: micro-batches that one process makes of its share.
         processes, rank: how many processes there are, and which is this one.
         seed: of the order.
-        shortest_first: see above.
+        length_warmup: global batches, see above.
     """
 
     def __init__(
@@ -48,10 +50,10 @@ class LengthBucketedBatches(Sampler[list[int]]):
         processes: int = 1,
         rank: int = 0,
         seed: int = 0,
-        shortest_first: bool = False,
+        length_warmup: int = 0,
     ):
         self.lengths = np.asarray(lengths)
-        self.shortest_first = shortest_first
+        self.length_warmup = length_warmup
         self.accumulation, self.processes, self.rank, self.seed = accumulation, processes, rank, seed
         self.batches_per_epoch = max(1, -(-len(self.lengths) // batch_size))
         self.epoch = 0
@@ -66,11 +68,7 @@ class LengthBucketedBatches(Sampler[list[int]]):
     def global_batches(self) -> list[np.ndarray]:
         """The row numbers of each global batch of the chosen epoch, longest rows first within a batch."""
         random = np.random.default_rng((self.seed, self.epoch))
-        ascending = self.shortest_first and self.epoch == 0
-        if ascending:
-            order = np.argsort(self.lengths * random.uniform(1, SPREAD, len(self.lengths)))
-        else:
-            order = random.permutation(len(self.lengths))
+        order = random.permutation(len(self.lengths))
         cuts = np.linspace(0, len(order), self.batches_per_epoch + 1).round().astype(int)
         batches = []
         for first in range(0, self.batches_per_epoch, MEGA_BATCH):
@@ -78,14 +76,32 @@ class LengthBucketedBatches(Sampler[list[int]]):
             start, stop = cuts[first], cuts[last]
             group = order[start:stop]
             group = group[np.argsort(-self.lengths[group], kind="stable")]
-            together = np.split(group, cuts[first + 1 : last] - start)
-            batches += [together[index] for index in random.permutation(len(together))] if ascending else together
-        if ascending:
-            return batches
+            batches += np.split(group, cuts[first + 1 : last] - start)
         batches = [batches[index] for index in random.permutation(len(batches))]
         if self.epoch == 0:
             longest = max(range(len(batches)), key=lambda index: self.lengths[batches[index][0]])
             batches[0], batches[longest] = batches[longest], batches[0]
+        before = self.epoch * self.batches_per_epoch
+        growing = self._growing(before, min(self.length_warmup, before + len(batches)), np.diff(cuts))
+        return growing + batches[len(growing) :]
+
+    def _growing(self, first: int, last: int, sizes: np.ndarray) -> list[np.ndarray]:
+        """Global batches `first` … `last` - 1 of the length warm-up, which depend on their number only."""
+        if last <= first:
+            return []
+        order = np.argsort(self.lengths, kind="stable")
+        lengths = self.lengths[order]
+        shortest, longest = max(lengths[0], 1), lengths[-1]
+        batches = []
+        for number, size in zip(range(first, last), sizes, strict=False):
+            random = np.random.default_rng((self.seed, 1, number))
+            limit = shortest * (longest / shortest) ** ((number + 1) / self.length_warmup)
+            if random.random() < 0.5:
+                limit = shortest * (limit / shortest) ** random.random()
+            high = max(np.searchsorted(lengths, int(limit), side="right"), size)
+            low = min(np.searchsorted(lengths, limit / BAND, side="right"), high - size)
+            batch = order[low + random.choice(high - low, size, replace=False)]
+            batches.append(batch[np.argsort(-self.lengths[batch], kind="stable")])
         return batches
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -163,21 +163,17 @@ class Fitter:
         dealing = {"accumulation": accumulation, "processes": self.processes, "rank": self.rank}
         batches: Any
         if isinstance(rows, StreamedDataset):
-            if recipe.shortest_first:
+            if recipe.length_warmup:
                 raise RequestError(
-                    "shortest_first needs rows in memory but train is streamed: set stream=false or shortest_first=false"
+                    "length_warmup needs rows in memory but train is streamed: set stream=false or length_warmup=0"
                 )
             batches = StreamedBatches(rows, batch_size=recipe.batch_size, **dealing)
         else:
-            batches = LengthBucketedBatches(
-                rows.lengths,
-                batch_size=recipe.batch_size,
-                seed=recipe.seed,
-                shortest_first=recipe.shortest_first,
-                **dealing,
-            )
+            batches = LengthBucketedBatches(rows.lengths, batch_size=recipe.batch_size, seed=recipe.seed, **dealing)
         steps_per_epoch = batches.batches_per_epoch
         max_steps = recipe.max_steps or math.ceil(recipe.epochs * steps_per_epoch)
+        if recipe.length_warmup:
+            batches.length_warmup = round(recipe.length_warmup * (max_steps if recipe.length_warmup < 1 else 1))
         every = recipe.eval_steps or max(1, round(steps_per_epoch / recipe.evaluations_per_epoch))
         if recipe.gradient_checkpointing:
             if getattr(model.config, "norm", None) == "batch":

@@ -59,7 +59,7 @@ _FOR_CLASSIFIERS = {
     "pair_column": None,
     "label_column": None,
     "stream": None,
-    "shortest_first": False,
+    "length_warmup": 0.0,
     "embedding_init": "random",
     "pretraining": None,
     "self_training": None,

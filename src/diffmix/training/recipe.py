@@ -62,7 +62,7 @@ class Recipe:
     # Optimisation
     epochs: float = _key(3.0, above=0)
     max_steps: int | None = _key(None, low=1)  # overrides epochs
-    shortest_first: bool = _key(False)  # the first epoch goes from short rows to long ones
+    length_warmup: float = _key(0.0, low=0)  # rows up to a growing length; below 1 a fraction of all steps, else steps
     batch_size: int = _key(DEFAULT_BATCH_SIZE, low=1)  # examples per optimiser step, over all processes
     micro_batch_size: int | None = _key(None, low=1)  # examples in memory at once per process; auto: what fits
     learning_rate: float = _key(5e-4, above=0)

@@ -3,7 +3,7 @@
 A model that sees only long expressions hears the root's operator and little else for thousands of steps: the gradient of the
 rest is lost among hundreds of symbols. In an expression of one operator nothing hides it. SM, the sum modulo 10, needs more: two
 or three digits show it, longer sums beside them hide it again. So the easier sets join train as `extra_train`, and the recipe key
-`shortest_first` has them come first; validation and test stay what they are.
+`length_warmup` lets longer ones join the short ones little by little; validation and test stay what they are.
 """
 
 from __future__ import annotations
