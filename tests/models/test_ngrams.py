@@ -52,7 +52,7 @@ def test_sizes_that_do_not_fit_are_named(sizes):
 
 
 def test_what_a_cache_could_not_go_on_with_is_refused():
-    with pytest.raises(ValueError, match="embedding_ngrams.*causal.*leave embedding_ngrams out"):
+    with pytest.raises(ValueError, match=r"embedding_ngrams.*causal.*leave embedding_ngrams out"):
         DiffmixForCausalLM(DiffmixConfig(embedding_ngrams=[3]))
     with pytest.raises(ValueError, match="embedding_buckets is 0"):
         DiffmixConfig(embedding_ngrams=[3], embedding_buckets=0)

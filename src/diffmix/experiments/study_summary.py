@@ -39,9 +39,9 @@ def study_result(study: Study, finished: Mapping[str, Mapping[str, Any]], *, own
 
     Returns:
         `study`, `command`, the file's `recipe`, `set` and `grid`, `overrides`, `own_data`, `resolved` (the keys that all cells
-        share), `environment` (of the first finished cell), `cells` (each with its `axes`, `state`, the `resolved` keys of its own, and
-        where it is finished its metrics and evaluations, and what differs in its environment), `missing` (labels), `means` and
-        `differences`. Numbers that cannot be given (an interval of one seed) are null.
+        share), `environment` (of the first finished cell), `cells` (each with its `axes`, `state`, the `resolved` keys of its
+        own, and where it is finished its metrics and evaluations, and what differs in its environment), `missing` (labels),
+        `means` and `differences`. Numbers that cannot be given (an interval of one seed) are null.
     """
     recipes = {cell.label: cell.recipe.to_dict() for cell in study.cells}
     first = next(iter(recipes.values()))

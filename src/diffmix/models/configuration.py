@@ -50,9 +50,9 @@ class DiffmixConfig(PretrainedConfig):
         classifier_dropout: inside the classification head.
         noise_std: σ of the Gaussian noise added to the embeddings in training (equation 1 of the paper).
         embedding_std: standard deviation of freshly drawn embeddings.
-        embedding_ngrams: sizes n of grams, as in [3, 5]: the embedding of the n ids that end with a token, hashed into a table, is
-            added to the token's own. For bytes, which alone say little. Not in causal models, whose cache holds no ids; embeddings
-            given as `inputs_embeds` stay as they are.
+        embedding_ngrams: sizes n of grams, as in [3, 5]: the embedding of the n ids that end with a token, hashed into a table,
+            is added to the token's own. For bytes, which alone say little. Not in causal models, whose cache holds no ids;
+            embeddings given as `inputs_embeds` stay as they are.
         embedding_buckets: rows of that table.
         norm: `"layer"` or `"batch"` (over real tokens only; not in causal models).
         norm_eps: added to variances.

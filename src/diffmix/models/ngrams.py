@@ -35,7 +35,7 @@ class NgramEmbedding(nn.Embedding):
         return super().forward(self.rows(input)).sum(dim=0)
 
     def rows(self, ids: Tensor) -> Tensor:
-        """The row of the table that each gram of each token has: ids [B, N] → [S, B, N]. Before the first token stands nothing."""
+        """The table's row for the grams that end at each token: ids [B, N] → [S, B, N]. Before the first token stands nothing."""
         key, found = torch.zeros_like(ids), []
         for back in range(max(self.sizes)):
             earlier = F.pad(ids + 1, (back, 0))[:, : ids.shape[1]]

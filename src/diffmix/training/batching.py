@@ -13,7 +13,9 @@ from diffmix.tasks.encoding import EncodedDataset, StreamedDataset, round_length
 
 # Rows are sorted by length inside groups of this many batches: enough to leave little padding, few enough to stay random.
 MEGA_BATCH = 50
-BAND = 1.5  # rows of a batch of the length warm-up differ in length by at most this factor, where there are enough of them
+BAND = (
+    1.5  # rows of a batch of the length warm-up differ in length by at most this factor, where there are enough of them
+)
 
 
 class LengthBucketedBatches(Sampler[list[int]]):
