@@ -182,15 +182,19 @@ def test_goes_on_from_a_result_without_the_folders(light):
     first = after["cells"][0]
     assert first["metrics"] == before["cells"][0]["metrics"]
     assert {**after["environment"], **first["environment"]} == {"device": "elsewhere"}
-    # A cell whose recipe has changed since is trained anew, and with data of one's own all of them are.
+    # A cell whose recipe has changed since is trained anew.
     study = light / "light.yaml"
     study.write_text(study.read_text().replace("epochs: [1, 2]", "epochs: [1, 3]"))
     shutil.rmtree(light / "runs")
     out = finish(start_light(light, "--dry-run"))[1]
     assert "3 recorded, 3 new" in out
-    data = light / "own"
-    data.mkdir()
-    assert "6 new" in finish(start_light(light, "--dry-run", "--data", str(data)))[1]
+    code, _, error = finish(start_light(light, "--data", str(light)))
+    assert code == 2
+    assert "holds the study without --data" in error
+    file.write_text(json.dumps({"study": "light", "overrides": [], "cells": [{"axes": {}}, "none"]}))
+    code, _, error = finish(start_light(light))
+    assert code == 2
+    assert error.splitlines()[-1].endswith("study-light.json is damaged: move it away, or give another --output")
 
 
 def test_a_folder_that_was_only_just_begun_is_taken(light):

@@ -152,3 +152,18 @@ def test_which_way_is_better(metric, side):
     assert verdict(metric, 0.1, 0.2) == {1: "better", -1: "worse", 0: "higher"}[side]
     assert verdict(metric, -0.2, -0.1) == {1: "worse", -1: "better", 0: "lower"}[side]
     assert verdict(metric, -0.1, 0.1) == verdict(metric, math.nan, math.nan) == "undecided"
+
+
+def test_costs_are_compared_on_one_device_only():
+    study = make_study(metrics=("test/nll", "train/seconds"))
+    finished = measured(study, lambda cell: {**values(cell), "train/seconds": 5.0 + ("diffmix" in cell.values.values())})
+    alike = study_result(study, finished)
+    assert "Devices differ" not in study_table(alike)
+    for seed in ("1", "2"):
+        elsewhere = {**ENVIRONMENT, "device": "a GPU", "device_type": "cuda"}
+        finished[f"model=diffmix, epochs=1, seed={seed}"]["environment"] = elsewhere
+    result = study_result(study, finished)
+    first, second = (row["metrics"] for row in result["differences"])
+    assert (first["train/seconds"]["n"], second["train/seconds"]["n"]) == (1, 3)
+    assert first["test/nll"] == alike["differences"][0]["metrics"]["test/nll"]
+    assert "Devices differ (a GPU; some CPU, 2 threads): compare no times" in study_table(result)

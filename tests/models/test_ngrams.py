@@ -20,8 +20,23 @@ def test_the_same_grams_have_the_same_rows_and_others_do_not():
     assert len(set(rows.tolist())) == len(TEXT) - 1
     pairs, triples = filled([2, 3]).rows(torch.tensor([[5, 6, 7, 6, 5]]))[:, 0]
     assert len({*pairs.tolist(), *triples.tolist()}) == 10  # order counts, and so do the size and the beginning
+    whole = filled([3]).rows(torch.tensor([[250, 251, 252, 253]]))
+    assert torch.equal(whole, filled([3]).rows(torch.tensor([[250, 251, 252, 253]], dtype=torch.int32)))
     (bounded,) = filled([3], buckets=2).rows(torch.tensor([TEXT]))[:, 0]
     assert set(bounded.tolist()) <= {0, 1}
+
+
+def test_the_rows_are_those_of_saved_weights():
+    """The formula of the docstring, with Python's whole numbers."""
+    a, p, ids, sizes, buckets = 1_000_003, 2**31 - 1, [255, 256, 3, 0, 255], (2, 4), 1000
+    expected = []
+    for size in sizes:
+        for end in range(len(ids)):
+            key = 0
+            for back in range(size):
+                key = (a * key + (ids[end - back] + 1 if end >= back else 0)) % p
+            expected.append((a * key + size - 1) % p % buckets)
+    assert NgramEmbedding(sizes, buckets, 1).rows(torch.tensor([ids])).flatten().tolist() == expected
 
 
 def test_a_token_adds_up_the_grams_that_end_with_it():
@@ -45,7 +60,7 @@ def test_a_model_begins_as_one_without():
     assert grams.model.ngrams.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("sizes", [[1], [2, 2], [0], [2.5], [-3]])
+@pytest.mark.parametrize("sizes", [[1], [2, 2], [0], [2.5], [-3], 3, None, "34"])
 def test_sizes_that_do_not_fit_are_named(sizes):
     with pytest.raises(ValueError, match=r"embedding_ngrams is .*give different whole numbers of at least 2"):
         DiffmixConfig(embedding_ngrams=sizes)

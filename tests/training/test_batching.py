@@ -67,23 +67,38 @@ def test_inference_batches_stay_within_their_tokens(lengths, tokens):
 
 
 def test_length_warmup_goes_from_short_rows_to_long_ones_and_forgets_none():
-    lengths = np.random.default_rng(0).integers(4, 400, 5000)
-    batches = LengthBucketedBatches(lengths, batch_size=10, length_warmup=800)
+    lengths = np.random.default_rng(0).integers(4, 400, 20_000)
+    batches = LengthBucketedBatches(lengths, batch_size=10, length_warmup=3000)
     warm = []
     for epoch in (0, 1):
         batches.set_epoch(epoch)
         warm += list(batches)
-    longest = np.array([lengths[batch].max() for batch in warm[:800]])
-    limit = 4 * 100 ** (np.arange(1, 801) / 800)
-    assert (longest[100:] <= limit[100:] + 1).all()  # before that, ten rows of one length are too few
-    newest = longest > limit / 1.4
-    assert 0.4 < newest[100:].mean() < 0.8
-    assert longest[700:].min() < 20  # the short ones come back to the end
-    assert max(lengths[batch].max() / lengths[batch].min() for batch in warm[100:800]) < 2
-    assert all(len(set(batch)) == 10 for batch in warm)
+    longest = np.array([lengths[batch].max() for batch in warm[:3000]])
+    assert longest[0] == lengths.max()  # the memory it takes shows at once
+    low, high = np.quantile(lengths, [0.01, 0.99])
+    limit = low * (high / low) ** (np.arange(1, 3001) / 3000)
+    assert (longest[1:] <= limit[1:] + 3).all()
+    assert 0.4 < (longest > limit / 1.4)[300:].mean() < 0.8
+    assert longest[2800:].min() < 20  # the short ones come back to the end
+    assert max(lengths[batch].max() / lengths[batch].min() for batch in warm[300:3000]) < 2
     plain = LengthBucketedBatches(lengths, batch_size=10)
     plain.set_epoch(1)
-    assert warm[800:] == list(plain)[300:]
+    assert warm[3000:] == list(plain)[1000:]
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [1, *np.random.default_rng(0).integers(200, 400, 5000)],
+        [*np.random.default_rng(0).integers(20, 60, 5000), 4000],
+        np.maximum(12, np.random.default_rng(0).lognormal(5, 0.8, 5000)).astype(int),
+        [*np.random.default_rng(0).integers(4, 32, 5000), *np.random.default_rng(1).integers(500, 2000, 5000)],
+    ],
+    ids=["a short one", "a long one", "skewed", "a gap"],
+)
+def test_length_warmup_never_draws_the_same_batch_again(lengths):
+    batches = LengthBucketedBatches(lengths, batch_size=32, length_warmup=150)
+    assert len({frozenset(batch) for batch in batches}) == len(batches)
 
 
 @given(lengths, st.integers(1, 40), st.integers(0, 3), st.integers(0, 2), st.integers(1, 200))

@@ -36,7 +36,14 @@ def study(
     """Train the cells of a grid that are not finished, each in its own process, and summarise them over seeds."""
     from tqdm import tqdm
 
-    from diffmix.experiments.study import collect, list_cells, run_study, unknown_metrics
+    from diffmix.experiments.study import (
+        claim_study_result,
+        collect,
+        list_cells,
+        recorded_cells,
+        run_study,
+        unknown_metrics,
+    )
     from diffmix.experiments.study_engines import find_engine
     from diffmix.experiments.study_file import load_study
     from diffmix.experiments.study_summary import study_table
@@ -44,7 +51,8 @@ def study(
     loaded = load_study(source, set_ or [])
     if dry_run:
         find_engine(engine)
-        cells = list_cells(loaded, data=data, runs=runs, only=only or [], output=output)
+        recorded = recorded_cells(loaded, claim_study_result(loaded, output, data), data)
+        cells = list_cells(loaded, data=data, runs=runs, only=only or [], recorded=recorded)
         for state, label, folder in cells:
             typer.echo(f"{state:<10}  {label}  {folder}")
         counts = [
@@ -52,7 +60,7 @@ def study(
             for state in ("finished", "recorded", "running", "unfinished", "new")
         ]
         typer.echo(f"{len(cells)} cells: {', '.join(f'{count} {state}' for state, count in counts if count)}")
-        result = collect(loaded, runs, data, output)
+        result = collect(loaded, runs, data, recorded)
         if any(cell["state"] == "finished" for cell in result["cells"]):
             typer.echo(f"\n{study_table(result)}")
         return

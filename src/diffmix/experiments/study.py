@@ -69,15 +69,19 @@ def run_study(
         raise RequestError(f"--jobs is {jobs}: give 1 or more")
     train = find_engine(engine)
     chosen = select_cells(study, only)
-    path = claim_study_result(study, output)
-    states = list_cells(study, data=data, runs=runs, only=only, output=output)
+    path = claim_study_result(study, output, data)
+    recorded = recorded_cells(study, path, data)
+    states = list_cells(study, data=data, runs=runs, only=only, recorded=recorded)
     todo = [
         _job(cell, folder, data)
         for cell, (state, _, folder) in zip(chosen, states, strict=True)
         if state not in ("finished", "recorded")
     ]
     finished, failed = len(chosen) - len(todo), []
-    notice(f"{study.name}: {len(chosen)} cells, {finished} of them finished, in {Path(runs) / study.name}")
+    taken = sum(state == "recorded" for state, *_ in states)
+    notice(f"{study.name}: {len(chosen)} cells, {finished - taken} of them finished, in {Path(runs) / study.name}")
+    if taken:
+        notice(f"{taken} are recorded in {path}; another --output trains them anew")
     try:
         with (
             terminated_as_interrupted(),
@@ -96,16 +100,21 @@ def run_study(
         raise RunError(
             f"interrupted: {finished} of {len(chosen)} cells are finished; the same command goes on from there"
         ) from None
-    result = collect(study, runs, data, output)
+    result = collect(study, runs, data, recorded)
     written = any(cell["state"] == "finished" for cell in result["cells"])
     if written:
         write_result(path, result, data=data)
     return Finished(result, path if written else None, tuple(failed))
 
 
-def collect(study: Study, runs: Path, data: Path | str | None = None, output: Path | None = None) -> dict[str, Any]:
-    """The result of a study as far as its cells are finished, or recorded in the result that stands at `output`."""
-    finished = {} if output is None else recorded_cells(study, claim_study_result(study, output), data)
+def collect(
+    study: Study,
+    runs: Path,
+    data: Path | str | None = None,
+    recorded: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The result of a study as far as its cells are finished, or else among the `recorded_cells`."""
+    finished = dict(recorded or {})
     for cell in study.cells:
         folder = cell_folder(study, cell, runs, data)
         if cell_state(cell.recipe, folder) == "finished":
@@ -116,22 +125,24 @@ def collect(study: Study, runs: Path, data: Path | str | None = None, output: Pa
 def recorded_cells(study: Study, path: Path, data: Path | str | None = None) -> dict[str, dict[str, Any]]:
     """Label → what `read_run` gave, of the cells in the result `path` whose recipe is still that of the study.
 
-    None where `data` are given or were: a result does not say which.
+    With `data` none: a result does not say which data they were. Raises RequestError where the file is damaged.
     """
     if data is not None or not path.exists():
         return {}
     result = read_result(path)
-    if result.get("own_data"):
-        return {}
-    entries = {json.dumps(entry["axes"], sort_keys=True): entry for entry in result["cells"]}
     found = {}
-    for cell in study.cells:
-        entry = entries.get(json.dumps(cell.values, sort_keys=True))
-        if entry is None or entry["state"] != "finished":
-            continue
-        if _deciding({**result["resolved"], **entry["resolved"]}) == _deciding(cell.recipe.to_dict()):
-            environment = {**result["environment"], **entry["environment"]}
-            found[cell.label] = {**{key: entry[key] for key in ("metrics", "history")}, "environment": environment}
+    try:
+        entries = {json.dumps(entry["axes"], sort_keys=True): entry for entry in result["cells"]}
+        for cell in study.cells:
+            entry = entries.get(json.dumps(cell.values, sort_keys=True))
+            if entry is None or entry["state"] != "finished":
+                continue
+            if _deciding({**result["resolved"], **entry["resolved"]}) == _deciding(cell.recipe.to_dict()):
+                environment = {**result["environment"], **entry["environment"]}
+                run = {"metrics": {**entry["metrics"]}, "history": [*entry["history"]]}
+                found[cell.label] = {**run, "environment": environment}
+    except (KeyError, TypeError, AttributeError):
+        raise RequestError(f"result {path} is damaged: move it away, or give another --output") from None
     return found
 
 
@@ -187,28 +198,26 @@ def list_cells(
     data: Path | str | None = None,
     runs: Path = Path("runs/study"),
     only: Sequence[str] = (),
-    output: Path = Path("results"),
+    recorded: Mapping[str, Any] | None = None,
 ) -> list[tuple[str, str, Path]]:
     """Each chosen cell's state, label and folder.
 
-    The states: `new`, `unfinished`, `running`, `finished`, and `recorded` for one whose folder is not finished but which the
-    result at `output` holds.
+    The states: `new`, `unfinished`, `running`, `finished`, and `recorded` for one that is not finished in its folder but stands
+    among the `recorded_cells`.
     """
-    recorded = recorded_cells(study, claim_study_result(study, output), data)
     rows = []
     for cell in select_cells(study, only):
         folder = cell_folder(study, cell, runs, data)
         state = cell_state(cell.recipe, folder)
-        if state != "finished":
-            if cell.label in recorded:
-                state = "recorded"
-            elif is_held(_beside(folder, ".log")):
-                state = "running"
+        if state != "finished" and cell.label in (recorded or {}):
+            state = "recorded"
+        elif state != "finished" and is_held(_beside(folder, ".log")):
+            state = "running"
         rows.append((state, cell.label, folder))
     return rows
 
 
-def claim_study_result(study: Study, output: Path) -> Path:
+def claim_study_result(study: Study, output: Path, data: Path | str | None = None) -> Path:
     """The file that the result goes to; an earlier result of this very study there is replaced.
 
     Raises RequestError where something else stands there.
@@ -224,6 +233,9 @@ def claim_study_result(study: Study, output: Path) -> Path:
         if before.get("overrides", []) != list(study.overrides):
             was = " ".join(f"--set {override}" for override in before.get("overrides", [])) or "no --set"
             raise RequestError(f"output {path} holds the study with {was}: {mend}")
+        if before.get("own_data", False) != (data is not None):
+            was = "without --data" if data is not None else "with --data"
+            raise RequestError(f"output {path} holds the study {was}: {mend}")
     return path
 
 

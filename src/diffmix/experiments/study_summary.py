@@ -27,6 +27,8 @@ _LOWER_IS_BETTER = (
     "seconds",
     "memory",
 )
+_PLACE = ("device", "device_type", "threads")  # of a cell's environment: what its costs depend on
+_COSTS = ("per_second", "seconds", "memory")
 
 
 def study_result(study: Study, finished: Mapping[str, Mapping[str, Any]], *, own_data: bool = False) -> dict[str, Any]:
@@ -97,7 +99,10 @@ def study_table(result: Mapping[str, Any]) -> str:
     told = f"Mean ± 95 % t-interval over seeds. `{result['command']}`"
     if result["environment"]:
         told += f" on {describe_environment(result['environment'])}"
-    parts = [markdown([*(axes or ["study"]), "seeds", *metrics], rows), f"{told}.{_revisions(result)}"]
+    parts = [
+        markdown([*(axes or ["study"]), "seeds", *metrics], rows),
+        f"{told}.{_revisions(result)}{_devices(result)}",
+    ]
     if result["missing"]:
         parts.append(f"Missing: {len(result['missing'])} of {len(result['cells'])} cells.")
     if result["compare"] is not None:
@@ -137,11 +142,19 @@ def _beyond(own: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]
 
 def _combinations(study: Study, result: Mapping[str, Any]) -> dict[tuple[str, ...], dict[str, Mapping[str, float]]]:
     """Choices on all axes but seed → seed → metrics, of the finished cells."""
-    found: dict[tuple[str, ...], dict[str, Mapping[str, float]]] = {}
+    return {
+        choices: {seed: cell["metrics"] for seed, cell in seeds.items()}
+        for choices, seeds in _finished_cells(study, result).items()
+    }
+
+
+def _finished_cells(study: Study, result: Mapping[str, Any]) -> dict[tuple[str, ...], dict[str, Mapping[str, Any]]]:
+    """Choices on all axes but seed → seed → cell, of the finished ones."""
+    found: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
     for cell in result["cells"]:
         seeds = found.setdefault(tuple(value for axis, value in cell["axes"].items() if axis != SEED), {})
         if cell["state"] == "finished":
-            seeds[cell["axes"].get(SEED, "")] = cell["metrics"]
+            seeds[cell["axes"].get(SEED, "")] = cell
     return found
 
 
@@ -161,12 +174,15 @@ def _means(study: Study, result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _differences(study: Study, result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each variant less the baseline, seed by seed, within each combination of the other axes."""
+    """Each variant less the baseline, seed by seed, within each combination of the other axes.
+
+    Costs are compared where both were trained on the same device with as many threads.
+    """
     if study.compared is None:
         return []
     axes = [axis for axis in study.axes if axis != SEED]
     axis, baseline = study.compared
-    found, place = _combinations(study, result), axes.index(axis)
+    found, place = _finished_cells(study, result), axes.index(axis)
     rows = []
     for choices, seeds in found.items():
         if choices[place] == baseline:
@@ -174,7 +190,10 @@ def _differences(study: Study, result: Mapping[str, Any]) -> list[dict[str, Any]
         base = found[(*choices[:place], baseline, *choices[place + 1 :])]
         compared = {}
         for metric in study.metrics:
-            pairs = [(seeds[seed].get(metric), base[seed].get(metric)) for seed in seeds if seed in base]
+            cells = [(seeds[seed], base[seed]) for seed in seeds if seed in base]
+            if any(word in metric for word in _COSTS):
+                cells = [(a, b) for a, b in cells if _place(result, a) == _place(result, b)]
+            pairs = [(a["metrics"].get(metric), b["metrics"].get(metric)) for a, b in cells]
             values = _finite(None if a is None or b is None else a - b for a, b in pairs)
             interval = _interval(values)
             bounds = (math.nan if interval[end] is None else interval[end] for end in ("low", "high"))
@@ -255,3 +274,15 @@ def _revisions(result: Mapping[str, Any]) -> str:
     cells = [cell for cell in result["cells"] if cell["state"] == "finished"]
     found = sorted({str(cell["environment"].get("revision", base))[:8] for cell in cells})
     return f" Cells were trained at revisions {', '.join(found)}." if len(found) > 1 else ""
+
+
+def _devices(result: Mapping[str, Any]) -> str:
+    """Where cells were trained on several devices, which; their times are not those of one machine."""
+    found = sorted({_place(result, cell) for cell in result["cells"] if cell["state"] == "finished"})
+    return f" Devices differ ({'; '.join(found)}): compare no times and no memory across them." if len(found) > 1 else ""
+
+
+def _place(result: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
+    """The device and threads of a finished cell."""
+    environment = {**result["environment"], **cell["environment"]}
+    return describe_environment({key: environment[key] for key in _PLACE if key in environment})

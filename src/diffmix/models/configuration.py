@@ -182,7 +182,7 @@ class DiffmixConfig(PretrainedConfig):
         self.classifier_dropout = classifier_dropout
         self.noise_std = noise_std
         self.embedding_std = embedding_std
-        self.embedding_ngrams = list(embedding_ngrams)
+        self.embedding_ngrams = _plain(embedding_ngrams)
         self.embedding_buckets = embedding_buckets
         self.norm = norm
         self.norm_eps = norm_eps
@@ -190,9 +190,7 @@ class DiffmixConfig(PretrainedConfig):
         self.pooling = pooling
         self.pooling_features = pooling_features
         self.classifier_hidden_size = hidden_size if classifier_hidden_size is None else classifier_hidden_size
-        self.neighbor_offsets = [
-            list(offset) if isinstance(offset, Sequence) else offset for offset in neighbor_offsets
-        ]
+        self.neighbor_offsets = _plain(neighbor_offsets)
         self.neighbor_alpha = neighbor_alpha
         self.neighbor_alpha_mode = neighbor_alpha_mode
         self.neighbor_heads = neighbor_heads
@@ -204,12 +202,10 @@ class DiffmixConfig(PretrainedConfig):
         self.heat_form = heat_form
         self.heat_time = heat_time
         self.heat_time_mode = heat_time_mode
-        self.heat_time_bounds = list(heat_time_bounds)
+        self.heat_time_bounds = _plain(heat_time_bounds)
         self.heat_locality = heat_locality
         self.diffusion_window = diffusion_window
-        self.diffusion_global_tokens = (
-            list(diffusion_global_tokens) if isinstance(diffusion_global_tokens, Sequence) else diffusion_global_tokens
-        )
+        self.diffusion_global_tokens = _plain(diffusion_global_tokens)
         self.diffusion_random_links = diffusion_random_links
         self.diffusion_hops = diffusion_hops
         self.diffusion_coefficients = diffusion_coefficients
@@ -301,7 +297,7 @@ class DiffmixConfig(PretrainedConfig):
 
     def _check_ngrams(self) -> None:
         sizes = self.embedding_ngrams
-        if any(not isinstance(size, int) or size < 2 for size in sizes) or len(set(sizes)) != len(sizes):
+        if not isinstance(sizes, list) or any(not isinstance(size, int) or size < 2 for size in sizes) or len(set(sizes)) != len(sizes):
             raise ValueError(f"embedding_ngrams is {sizes!r}; give different whole numbers of at least 2, or none")
         if sizes and self.is_causal:
             raise ValueError(
@@ -309,8 +305,9 @@ class DiffmixConfig(PretrainedConfig):
             )
 
     def _check_heat(self) -> None:
-        lowest, highest = [*self.heat_time_bounds, 0.0, 0.0][:2]
-        if len(self.heat_time_bounds) != 2 or not 0 < lowest < highest < math.inf:
+        bounds: Any = self.heat_time_bounds if isinstance(self.heat_time_bounds, list) else []
+        lowest, highest = [*bounds, 0.0, 0.0][:2]
+        if len(bounds) != 2 or not 0 < lowest < highest < math.inf:
             raise ValueError(
                 f"heat_time_bounds is {self.heat_time_bounds!r}; give two numbers above 0, the lower one first"
             )
@@ -372,6 +369,8 @@ class DiffmixConfig(PretrainedConfig):
 
     def _check_neighbor(self) -> None:
         given: Any = self.neighbor_offsets
+        if not isinstance(given, list):
+            given = []
         by_step = bool(given) and all(isinstance(offsets, list) for offsets in given)
         for offsets in given if by_step else [given]:
             if not offsets or any(not isinstance(o, int) for o in offsets) or len(set(offsets)) != len(offsets):
@@ -417,3 +416,8 @@ class DiffmixConfig(PretrainedConfig):
                 )
         if self.neighbor_max_steps is not None and self.neighbor_max_steps < 1:
             raise ValueError(f"neighbor_max_steps is {self.neighbor_max_steps!r}; give 1 or more, or None")
+
+
+def _plain(value: Any) -> Any:
+    """Sequences as lists, as JSON keeps them; anything else as it is, for the checks to judge."""
+    return [_plain(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -58,7 +58,7 @@ class DiffmixPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, NgramEmbedding):
-            init.zeros_(module.weight)
+            module.reset_parameters()
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=self.config.embedding_std)
             if module.padding_idx is not None:

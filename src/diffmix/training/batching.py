@@ -13,9 +13,9 @@ from diffmix.tasks.encoding import EncodedDataset, StreamedDataset, round_length
 
 # Rows are sorted by length inside groups of this many batches: enough to leave little padding, few enough to stay random.
 MEGA_BATCH = 50
-BAND = (
-    1.5  # rows of a batch of the length warm-up differ in length by at most this factor, where there are enough of them
-)
+# A batch of the length warm-up is drawn from rows that differ in length by at most this factor, or from more of them where these are
+# fewer than so many batches hold.
+BAND, BAND_BATCHES = 1.5, 8
 
 
 class LengthBucketedBatches(Sampler[list[int]]):
@@ -29,10 +29,11 @@ class LengthBucketedBatches(Sampler[list[int]]):
     Batches differ in size by one row at most; there is no small rest at the end. In the first epoch the batch with the
     longest row comes first, so that a lack of memory shows at once.
 
-    The first `length_warmup` global batches are drawn otherwise, for tasks whose short rows teach what the long ones need: from
-    rows up to a length that grows in equal ratios from that of the shortest row to that of the longest. Every second such batch,
-    on average, is of the longest rows so far; the others are of any length below, in equal ratios too, so that what was learned
-    is not forgotten. (Elman 1993 starts small; Li et al. 2022 warm up sequence lengths for stability.)
+    The first `length_warmup` global batches, but for the very first, are drawn otherwise, for tasks whose short rows teach what the
+    long ones need: from rows up to a length that grows in equal ratios, from one that a hundredth of the rows stay below to one that
+    a hundredth exceed. Every second such batch, on average, is of the longest rows so far; the others are of any length below, in
+    equal ratios too, so that what was learned is not forgotten. Rows may come several times, or not at all. (Elman 1993 starts
+    small; Li et al. 2022 warm up sequence lengths for stability.)
 
     Args:
         lengths: tokens of each row.
@@ -84,27 +85,25 @@ class LengthBucketedBatches(Sampler[list[int]]):
             longest = max(range(len(batches)), key=lambda index: self.lengths[batches[index][0]])
             batches[0], batches[longest] = batches[longest], batches[0]
         before = self.epoch * self.batches_per_epoch
-        growing = self._growing(before, min(self.length_warmup, before + len(batches)), np.diff(cuts))
-        return growing + batches[len(growing) :]
-
-    def _growing(self, first: int, last: int, sizes: np.ndarray) -> list[np.ndarray]:
-        """Global batches `first` … `last` - 1 of the length warm-up, which depend on their number only."""
-        if last <= first:
-            return []
-        order = np.argsort(self.lengths, kind="stable")
-        lengths = self.lengths[order]
-        shortest, longest = max(lengths[0], 1), lengths[-1]
-        batches = []
-        for number, size in zip(range(first, last), sizes, strict=False):
-            random = np.random.default_rng((self.seed, 1, number))
-            limit = shortest * (longest / shortest) ** ((number + 1) / self.length_warmup)
-            if random.random() < 0.5:
-                limit = shortest * (limit / shortest) ** random.random()
-            high = max(np.searchsorted(lengths, int(limit), side="right"), size)
-            low = min(np.searchsorted(lengths, limit / BAND, side="right"), high - size)
-            batch = order[low + random.choice(high - low, size, replace=False)]
-            batches.append(batch[np.argsort(-self.lengths[batch], kind="stable")])
+        growing = range(1 if self.epoch == 0 else 0, min(len(batches), self.length_warmup - before))
+        ascending = np.argsort(self.lengths, kind="stable") if growing else order
+        for number in growing:
+            batches[number] = self._growing(before + number, len(batches[number]), ascending)
         return batches
+
+    def _growing(self, number: int, size: int, ascending: np.ndarray) -> np.ndarray:
+        """Global batch `number` of the length warm-up: `size` of the rows, which are given from short to long."""
+        random = np.random.default_rng((self.seed, 1, number))
+        lengths, ends = self.lengths[ascending], len(ascending) // 100
+        shortest, longest = max(lengths[ends], 1), max(lengths[-1 - ends], 1)
+        limit = shortest * (longest / shortest) ** ((number + 1) / self.length_warmup)
+        if random.random() < 0.5:
+            limit = shortest * (limit / shortest) ** random.random()
+        enough = min(BAND_BATCHES * size, len(lengths))
+        high = max(int(np.searchsorted(lengths, limit, side="right")), enough)
+        low = min(int(np.searchsorted(lengths, limit / BAND, side="right")), high - enough)
+        batch = ascending[low + random.choice(high - low, size, replace=False)]
+        return batch[np.argsort(-self.lengths[batch], kind="stable")]
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.global_batches():

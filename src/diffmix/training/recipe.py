@@ -62,7 +62,7 @@ class Recipe:
     # Optimisation
     epochs: float = _key(3.0, above=0)
     max_steps: int | None = _key(None, low=1)  # overrides epochs
-    length_warmup: float = _key(0.0, low=0)  # rows up to a growing length; below 1 a fraction of all steps, else steps
+    length_warmup: float = _key(0.0, low=0)  # rows up to a growing length; as warmup, a fraction of all steps or steps
     batch_size: int = _key(DEFAULT_BATCH_SIZE, low=1)  # examples per optimiser step, over all processes
     micro_batch_size: int | None = _key(None, low=1)  # examples in memory at once per process; auto: what fits
     learning_rate: float = _key(5e-4, above=0)
@@ -126,7 +126,7 @@ class Recipe:
         if self.pretraining is None:
             return None
         without = dict.fromkeys((*PHASES, "init_from", "max_steps"))
-        base = self.replace(**without, early_stopping_patience=0, seed=0)
+        base = self.replace(**without, early_stopping_patience=0, length_warmup=0, seed=0)
         return recipe_from_mapping({**base.to_dict(), **self.pretraining}, name=f"{self.name}-pretraining")
 
     def teacher_recipe(self) -> Recipe | None:
