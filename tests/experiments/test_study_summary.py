@@ -156,7 +156,9 @@ def test_which_way_is_better(metric, side):
 
 def test_costs_are_compared_on_one_device_only():
     study = make_study(metrics=("test/nll", "train/seconds"))
-    finished = measured(study, lambda cell: {**values(cell), "train/seconds": 5.0 + ("diffmix" in cell.values.values())})
+    finished = measured(
+        study, lambda cell: {**values(cell), "train/seconds": 5.0 + ("diffmix" in cell.values.values())}
+    )
     alike = study_result(study, finished)
     assert "Devices differ" not in study_table(alike)
     for seed in ("1", "2"):

@@ -1,11 +1,12 @@
 import dataclasses
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffmix.errors import RequestError
-from diffmix.models import DiffmixConfig
+from diffmix.models import DiffmixConfig, DiffmixForSequenceClassification
 from diffmix.tasks.long_range_arena.curriculum import EASIER
 from diffmix.tasks.long_range_arena.generated import GENERATED
 from diffmix.training.recipe import Recipe, load_recipe, recipe_from_mapping, shipped_recipes
@@ -59,6 +60,19 @@ def test_easier_listops_stand_in_listops_recipes_alone_and_are_shorter_than_its_
     assert set(taking) == {"listops", "listops_short"}
     for task, names in taking.items():
         assert all(EASIER[name].max_length < GENERATED[task].content.min_length for name in names)
+
+
+def test_listops_goes_on_from_the_steps_of_listops_short(tmp_path):
+    short, long = load_recipe("listops_short").config, load_recipe("listops").config
+    steps = short["num_hidden_layers"]
+    assert long["neighbor_offsets"][:steps] == short["neighbor_offsets"]
+    small = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 16, "num_labels": 10}
+    before = DiffmixForSequenceClassification(DiffmixConfig(**short | small))
+    before.save_pretrained(tmp_path)
+    after = DiffmixForSequenceClassification.from_pretrained(tmp_path, config=DiffmixConfig(**long | small))
+    assert len(after.model.layers) == long["num_hidden_layers"] > steps
+    kept, weights = after.state_dict(), before.state_dict()
+    assert all(torch.equal(kept[name], weights[name]) for name in weights)
 
 
 def test_overrides_are_typed_and_reach_training_and_model_keys():

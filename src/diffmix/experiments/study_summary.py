@@ -279,7 +279,9 @@ def _revisions(result: Mapping[str, Any]) -> str:
 def _devices(result: Mapping[str, Any]) -> str:
     """Where cells were trained on several devices, which; their times are not those of one machine."""
     found = sorted({_place(result, cell) for cell in result["cells"] if cell["state"] == "finished"})
-    return f" Devices differ ({'; '.join(found)}): compare no times and no memory across them." if len(found) > 1 else ""
+    return (
+        f" Devices differ ({'; '.join(found)}): compare no times and no memory across them." if len(found) > 1 else ""
+    )
 
 
 def _place(result: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
