@@ -297,11 +297,8 @@ class DiffmixConfig(PretrainedConfig):
 
     def _check_ngrams(self) -> None:
         sizes = self.embedding_ngrams
-        if (
-            not isinstance(sizes, list)
-            or any(not isinstance(size, int) or size < 2 for size in sizes)
-            or len(set(sizes)) != len(sizes)
-        ):
+        whole = isinstance(sizes, list) and all(isinstance(size, int) and size > 1 for size in sizes)
+        if not whole or len(set(sizes)) != len(sizes):
             raise ValueError(f"embedding_ngrams is {sizes!r}; give different whole numbers of at least 2, or none")
         if sizes and self.is_causal:
             raise ValueError(

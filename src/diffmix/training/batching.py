@@ -13,8 +13,8 @@ from diffmix.tasks.encoding import EncodedDataset, StreamedDataset, round_length
 
 # Rows are sorted by length inside groups of this many batches: enough to leave little padding, few enough to stay random.
 MEGA_BATCH = 50
-# A batch of the length warm-up is drawn from rows that differ in length by at most this factor, or from more of them where these are
-# fewer than so many batches hold.
+# A batch of the length warm-up is drawn from rows that differ in length by at most this factor, or from more of them where these
+# are fewer than so many batches hold.
 BAND, BAND_BATCHES = 1.5, 8
 
 
@@ -29,10 +29,10 @@ class LengthBucketedBatches(Sampler[list[int]]):
     Batches differ in size by one row at most; there is no small rest at the end. In the first epoch the batch with the
     longest row comes first, so that a lack of memory shows at once.
 
-    The first `length_warmup` global batches, but for the very first, are drawn otherwise, for tasks whose short rows teach what the
-    long ones need: from rows up to a length that grows in equal ratios, from one that a hundredth of the rows stay below to one that
-    a hundredth exceed. Every second such batch, on average, is of the longest rows so far; the others are of any length below, in
-    equal ratios too, so that what was learned is not forgotten. Rows may come several times, or not at all. (Elman 1993 starts
+    The first `length_warmup` global batches, but for the very first, are drawn otherwise, for tasks whose short rows teach what
+    the long ones need: from rows up to a length that grows in equal ratios, from one that a hundredth of the rows stay below to one
+    that a hundredth exceed. Every second such batch, on average, is of the longest rows so far; the others are of any length below,
+    in equal ratios too, so that what was learned is not forgotten. Rows may come several times, or not at all. (Elman 1993 starts
     small; Li et al. 2022 warm up sequence lengths for stability.)
 
     Args:
