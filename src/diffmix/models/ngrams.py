@@ -20,7 +20,8 @@ class NgramEmbedding(nn.Embedding):
     The grams are hashed into `buckets` rows, which unlike ones share where there are more of them (Bojanowski et al. 2017, for
     words; Clark et al. 2022, for characters): with p = 2³¹ - 1, a = 1,000,003, key_0 = 0 and
     key_j = (a·key_{j-1} + x_{i-j+1} + 1) mod p, where x + 1 is 0 before the first token, the row is
-    ((a·key_n + n - 1) mod p) mod buckets. Saved weights rest on this formula. Rows start at 0: a model begins as it would without them.
+    ((a·key_n + n - 1) mod p) mod buckets. Saved weights rest on this formula. Rows start at 0: a model begins as it would
+    without them.
 
     Args:
         sizes: n of each kind of gram, 2 or more.

@@ -30,10 +30,10 @@ class LengthBucketedBatches(Sampler[list[int]]):
     longest row comes first, so that a lack of memory shows at once.
 
     The first `length_warmup` global batches, but for the very first, are drawn otherwise, for tasks whose short rows teach what
-    the long ones need: from rows up to a length that grows in equal ratios, from one that a hundredth of the rows stay below to one
-    that a hundredth exceed. Every second such batch, on average, is of the longest rows so far; the others are of any length below,
-    in equal ratios too, so that what was learned is not forgotten. Rows may come several times, or not at all. (Elman 1993 starts
-    small; Li et al. 2022 warm up sequence lengths for stability.)
+    the long ones need: from rows up to a length that grows in equal ratios, from one that a hundredth of the rows stay below to
+    one that a hundredth exceed. Every second such batch, on average, is of the longest rows so far; the others are of any length
+    below, in equal ratios too, so that what was learned is not forgotten. Rows may come several times, or not at all. (Elman 1993
+    starts small; Li et al. 2022 warm up sequence lengths for stability.)
 
     Args:
         lengths: tokens of each row.
