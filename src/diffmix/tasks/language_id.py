@@ -77,7 +77,8 @@ def _names(code: str) -> Iterator[tuple[str, str]]:
         for key, name in sorted(data.get(table, {}).items()):
             yield from _usable(f"{kind}/{key}", name)
     for key, lengths in sorted(data.get("unit_display_names", {}).items()):
-        yield from _usable(f"unit/{key}", lengths.get("long", ""))
+        if isinstance(lengths, dict):  # since Babel 2.19 some are aliases, which repeat another unit's name
+            yield from _usable(f"unit/{key}", lengths.get("long", ""))
 
 
 def _usable(key: str, name: object) -> Iterator[tuple[str, str]]:
