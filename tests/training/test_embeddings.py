@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from diffmix.tasks.encoding import EncodedDataset
-from diffmix.training.embeddings import WINDOW, ppmi_embeddings
+from diffmix.training.embeddings import WINDOW, amount_embeddings, ppmi_embeddings
 
 
 def dataset(rows):
@@ -54,3 +54,15 @@ def test_long_texts_count_by_windows():
 
 def test_texts_without_pairs_give_zeros():
     assert not ppmi_embeddings(dataset([np.array([3]), np.array([4])]), 10, 4).any()
+
+
+def test_near_amounts_start_near():
+    vectors = amount_embeddings(257, 512)
+    assert vectors.dtype == np.float32
+    assert not vectors[0].any()  # padding
+    grey = vectors[1:]
+    near, apart = (np.linalg.norm(grey[distance:] - grey[:-distance], axis=1) for distance in (1, 128))
+    assert near.max() < 0.1 * apart.min()
+    assert grey.std() == pytest.approx(1, rel=0.05)
+    np.testing.assert_array_equal(vectors, amount_embeddings(257, 512))
+    assert not np.array_equal(vectors, amount_embeddings(257, 512, seed=1))

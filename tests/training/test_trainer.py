@@ -345,6 +345,23 @@ def test_a_length_warmup_resumes(names_csv, tmp_path, monkeypatch, length_warmup
     assert reproducible(train(small("epochs=3"), names_csv, tmp_path / "plain")) != reproducible(whole)
 
 
+def test_pixels_start_from_amounts(tmp_path):
+    recipe = ["limit=200", "max_steps=1", "hidden_size=64", "num_hidden_layers=2", "learning_rate=1e-6"]
+    roughness = {}
+    for start in ("random", "amounts"):
+        train(load_recipe("digits", [*recipe, f"embedding_init={start}"]), None, tmp_path / start)
+        grey = load_classifier(tmp_path / start).model.get_input_embeddings().weight.detach()[1:]
+        roughness[start] = ((grey[1:] - grey[:-1]).norm() / grey.norm()).item()
+    assert roughness["amounts"] < 0.5 < 1 < roughness["random"]
+
+
+def test_a_start_that_does_not_fit_the_task_is_refused(names_csv, tmp_path):
+    with pytest.raises(RequestError, match=r"embedding_init=amounts needs pixels.*set embedding_init=random"):
+        train(small("embedding_init=amounts"), names_csv, tmp_path / "texts")
+    with pytest.raises(RequestError, match=r"embedding_init=ppmi needs texts, which digits has not"):
+        train(load_recipe("digits", ["embedding_init=ppmi"]), None, tmp_path / "pixels")
+
+
 def test_pixels(tmp_path):
     recipe = load_recipe("digits", ["limit=200", "epochs=1", "hidden_size=16", "num_hidden_layers=2"])
     metrics = trainer.train(recipe, output=tmp_path / "run", notice=lambda _: None)

@@ -1,4 +1,4 @@
-"""Embeddings to start from, out of the task's own texts: which tokens stand near which.
+"""Embeddings to start from: out of the task's own texts, which tokens stand near which; of pixels, which are alike.
 
 V tokens of the vocabulary, C context tokens, D channels.
 """
@@ -17,6 +17,7 @@ WINDOW = 64  # tokens that count as near: a text, or a piece of a long one
 CONTEXTS = 8192  # the most frequent tokens, which say enough about all
 SMOOTHING = 0.75  # of the contexts' frequencies, so that rare contexts do not dominate (Levy et al., 2015)
 MOST_WINDOWS = 100_000  # of more, a random choice: enough to know the words, and bounds time and memory
+FASTEST = 4.0  # half waves from the first amount to the last
 _AT_ONCE = 20_000
 
 
@@ -74,3 +75,25 @@ def ppmi_embeddings(dataset: EncodedDataset, vocab_size: int, size: int, *, seed
     left, strength, _ = decompose(matrix, rank, n_iter=3, random_state=seed)
     vectors[occurring, :rank] = left[occurring] * np.sqrt(strength)
     return (vectors / vectors[occurring].std()).astype(np.float32)
+
+
+def amount_embeddings(vocab_size: int, size: int, *, seed: int = 0) -> np.ndarray:
+    """Vectors of ids that are amounts, such as grey values: smooth functions of the id, so that near ones start alike.
+
+    E_vd = √2 cos(π (f_d v / (V-1) + φ_d)) with f_d uniform in [0, FASTEST] and φ_d in [0, 2]: random Fourier features (Rahimi
+    and Recht, 2007). A model that draws each embedding on its own has to learn first that 100 is nearly 101.
+
+    Args:
+        vocab_size: V; 0 is padding, 1 the smallest amount.
+        size: D.
+        seed: of frequencies and phases.
+
+    Returns:
+        float32 [V, D], standard deviation about 1; 0 for padding.
+    """
+    random = np.random.default_rng(seed)
+    speed, phase = random.uniform(0, FASTEST, size), random.uniform(0, 2, size)
+    amount = np.arange(vocab_size)[:, None] / max(1, vocab_size - 1)
+    vectors = np.sqrt(2) * np.cos(np.pi * (speed * amount + phase))
+    vectors[0] = 0
+    return vectors.astype(np.float32)

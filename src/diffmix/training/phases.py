@@ -29,7 +29,7 @@ from diffmix.tasks.tokenizers import build_tokenizer
 from diffmix.training.batching import RowSubset, batches_by_tokens
 from diffmix.training.building import VALIDATION_SEED, build_classifier, load_tokenizer, model_config, start_embeddings
 from diffmix.training.distributed import is_first_process, on_first_process
-from diffmix.training.embeddings import ppmi_embeddings
+from diffmix.training.embeddings import amount_embeddings, ppmi_embeddings
 from diffmix.training.fitting import Fitter, Notice
 from diffmix.training.losses import class_weights, classification_loss
 from diffmix.training.prediction import BATCH_TOKENS, autocast, predict_probabilities, quiet_transformers
@@ -69,8 +69,8 @@ class Run:
 
         def build() -> Any:
             model = build_classifier(recipe, task, tokenizer, start)
-            if start is None and tokenizer is not None:
-                self._start_embeddings(model, lambda: self._plain_rows(task, tokenizer))
+            if start is None:
+                self._start_embeddings(model, task, lambda: self._plain_rows(task, tokenizer))
             return model
 
         def loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -167,7 +167,7 @@ class Run:
             config = model_config(recipe, tokenizer, len(tokenizer), {})
             kind: Any = models.DiffmixForMaskedLM if recipe.model == "diffmix" else AutoModelForMaskedLM.from_config
             model = with_attention(lambda: kind(config), recipe.attn_implementation)
-            self._start_embeddings(model, lambda: train_rows)
+            self._start_embeddings(model, task, lambda: train_rows)
             return model
 
         fitted = self.fitter.fit(build, train_rows, collator(), loss, objective, validate, "nll")
@@ -232,12 +232,25 @@ class Run:
         """What the task has of texts, with or without labels, encoded without dropout."""
         return encode_texts(task.all_texts() or task.train.tokenizer_texts(), tokenizer, 10**9)
 
-    def _start_embeddings(self, model: Any, texts: Callable[[], Any]) -> None:
-        if self.recipe.embedding_init != "ppmi" or self.fitter.last_checkpoint() is not None:
+    def _start_embeddings(self, model: Any, task: TaskData, texts: Callable[[], Any]) -> None:
+        how = self.recipe.embedding_init
+        if how == "random":
+            return
+        fits = task.vocab_size is None if how == "ppmi" else task.vocab_size is not None and task.pixels
+        if not fits:
+            needs = "texts" if how == "ppmi" else "pixels"
+            raise RequestError(
+                f"embedding_init={how} needs {needs}, which {task.name} has not: set embedding_init=random"
+            )
+        if self.fitter.last_checkpoint() is not None:
             return
         if self._vectors is None:
-            self.notice("embeddings: from which tokens stand together in the task's texts")
-            self._vectors = ppmi_embeddings(texts(), *model.get_input_embeddings().weight.shape)
+            size = model.get_input_embeddings().weight.shape
+            if how == "ppmi":
+                self.notice("embeddings: from which tokens stand together in the task's texts")
+                self._vectors = ppmi_embeddings(texts(), *size)
+            else:
+                self._vectors = amount_embeddings(*size, seed=self.recipe.seed)
         start_embeddings(model, self._vectors)
 
     def _probabilities(self, model: Any, rows: Any, collate: Any) -> np.ndarray:

@@ -89,9 +89,8 @@ class Recipe:
     early_stopping_patience: int = _key(0, low=0)  # evaluations without improvement; 0: never
     report_to: tuple[str, ...] = _key(())  # further trackers, as transformers names them (trackio, wandb, mlflow)
     # Where the weights start
-    embedding_init: Literal["random", "ppmi"] = _key(
-        "random"
-    )  # ppmi: from which tokens of the task's texts stand together
+    # ppmi: from which tokens of the task's texts stand together; amounts: near grey values start alike
+    embedding_init: Literal["random", "ppmi", "amounts"] = _key("random")
     pretraining: dict[str, Any] | None = _key(None)  # noqa: RUF009  keys of the masked-token phase; null: none
     mask_probability: float = _key(0.15, above=0, high=0.95)  # used inside pretraining
     self_training: dict[str, Any] | None = _key(None)  # noqa: RUF009  keys of a teacher, which labels unlabelled texts
