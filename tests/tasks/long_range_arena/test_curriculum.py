@@ -86,7 +86,7 @@ def test_a_set_that_is_given_twice_is_refused():
         (
             "listops",
             "middle",
-            "takes few_arguments, one_operator, two_levels",
+            "takes few_arguments, one_operator, nested, two_levels",
         ),  # its expressions could stand in the test set
         ("listops_short", "short", "takes few_arguments, whose"),
         ("listops", "easy", "got 'easy'"),

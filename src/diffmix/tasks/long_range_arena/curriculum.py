@@ -2,8 +2,9 @@
 
 A model that sees only long expressions hears the root's operator and little else for thousands of steps: the gradient of the
 rest is lost among hundreds of symbols. In an expression of one operator nothing hides it. SM, the sum modulo 10, needs more: two
-or three digits show it, longer sums beside them hide it again. So the easier sets join train as `extra_train`, and the recipe key
-`length_warmup` lets longer ones join the short ones little by little; validation and test stay what they are.
+or three digits show it, longer sums beside them hide it again, and a model that learned it on digits alone fails where arguments
+are operators. So the easier sets join train as `extra_train`, and the recipe key `length_warmup` lets longer ones join the short
+ones little by little; validation and test stay what they are.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from diffmix.tasks.token_rows import TokenRows
 EASIER = {
     "few_arguments": Grammar(4, 5, max_depth=2),
     "one_operator": Grammar(4, 12, max_depth=2),
+    "nested": Grammar(7, 31, max_depth=4, max_arguments=3),
     "two_levels": Grammar(8, 31, max_depth=3),
     "short": Grammar(32, 128),
     "middle": Grammar(129, 500),
