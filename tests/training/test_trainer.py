@@ -1,5 +1,8 @@
 import errno
+import itertools
 import json
+import re
+import types
 
 import numpy as np
 import pytest
@@ -343,6 +346,25 @@ def test_a_length_warmup_resumes(names_csv, tmp_path, monkeypatch, length_warmup
     interrupted_train(monkeypatch, whole["train/steps"] - 4, recipe, names_csv, tmp_path / "part")
     assert reproducible(train(recipe, names_csv, tmp_path / "part", resume=True)) == reproducible(whole)
     assert reproducible(train(small("epochs=3"), names_csv, tmp_path / "plain")) != reproducible(whole)
+
+
+def test_without_a_terminal_a_long_run_writes_lines(names_csv, tmp_path, monkeypatch, capsys):
+    train(small("max_steps=6"), names_csv, tmp_path / "short")
+    assert "left at this pace" not in capsys.readouterr().err  # it took no minute
+    monkeypatch.setattr(callbacks, "LINE_SECONDS", 0.0)
+    train(small("max_steps=6"), names_csv, tmp_path / "long")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "left at this pace" in line]
+    assert len(lines) > 2
+    assert all(re.match(r"step \d/6, 00:0\d left at this pace: loss \d\.\d+, .*tokens/s", line) for line in lines)
+
+
+def test_an_evaluation_leaves_the_shown_pace_as_it_was(names_csv, tmp_path, monkeypatch, capsys):
+    clock = itertools.count()
+    monkeypatch.setattr(callbacks, "time", types.SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    monkeypatch.setattr(callbacks, "LINE_SECONDS", 0.0)
+    train(small("epochs=6", "hidden_dropout=0"), names_csv, tmp_path / "run")
+    paces = [float(pace.replace(",", "")) for pace in re.findall(r"([\d,]+) tokens/s, ", capsys.readouterr().err)]
+    assert min(paces[2:]) > 0.7 * max(paces[2:])
 
 
 def test_pixels_start_from_amounts(tmp_path):

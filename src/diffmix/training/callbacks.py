@@ -21,6 +21,8 @@ from diffmix.training.hardware import resident_memory
 
 PROGRESS = "progress.json"
 AVERAGED_WEIGHTS = "averaged.safetensors"
+REFRESH_SECONDS = 0.5  # of the progress bar; reading a tensor waits for the device
+LINE_SECONDS = 60.0  # between lines where there is no terminal for a bar
 
 
 @dataclasses.dataclass
@@ -112,22 +114,26 @@ class RunRecorder(TrainerCallback):
         self._started = self._mark = time.perf_counter()
         self._seconds_before = progress.seconds
         self._log: dict[str, float] = {}
-        self._shown = 0.0
+        self._shown = self._started
+        self._step = self._steps_before = self._steps = 0
 
     # The trainer hands over what it measured; `show` is cheap enough for every step.
     def show(self, loss: torch.Tensor, accuracy: torch.Tensor | None, tokens: torch.Tensor) -> None:
-        """Refresh the progress bar, at most twice a second (reading a tensor waits for the device)."""
-        if self.bar is None or self.bar.disable or time.perf_counter() - self._shown < 0.5:
+        """Refresh the progress bar; without a terminal, write a line now and then."""
+        now = time.perf_counter()
+        if self.bar is None or now - self._shown < (LINE_SECONDS if self.bar.disable else REFRESH_SECONDS):
             return
-        self._shown = time.perf_counter()
-        seconds = self._shown - self._started
+        self._shown = now
+        seconds = now - self._started
         memory = torch.cuda.memory_allocated() if torch.cuda.is_available() else resident_memory()
-        rate = (self.progress.tokens + float(tokens)) / max(self.progress.seconds + seconds, 1e-9)
+        rate = (self.progress.tokens + float(tokens)) / max(self._seconds_before + seconds, 1e-9)
         right = "" if accuracy is None else f"accuracy {float(accuracy):.3f}, "
-        self.bar.set_postfix_str(
-            f"loss {float(loss):.3f}, {right}{rate:,.0f} tokens/s, {memory / 2**30:.2f} GiB",
-            refresh=False,
-        )
+        shown = f"loss {float(loss):.3f}, {right}{rate:,.0f} tokens/s, {memory / 2**30:.2f} GiB"
+        if not self.bar.disable:
+            self.bar.set_postfix_str(shown, refresh=False)
+        elif done := self._step - self._steps_before:
+            left = tqdm.format_interval(seconds / done * (self._steps - self._step))
+            tqdm.write(f"step {self._step}/{self._steps}, {left} left at this pace: {shown}", file=sys.stderr)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar and the log files; forget what was logged after the checkpoint that is resumed from."""
@@ -137,6 +143,8 @@ class RunRecorder(TrainerCallback):
             return
         keep_lines(self.folder / "metrics.jsonl", state.global_step)
         self.board = SummaryWriter(str(self.folder / "logs"), purge_step=state.global_step + 1)
+        self._step, self._steps_before, self._steps = state.global_step, state.global_step, state.max_steps
+        self._shown = self._started
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", disable=None, file=sys.stderr)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -150,6 +158,7 @@ class RunRecorder(TrainerCallback):
         self._mark = now
         if self.average is not None:
             self.average.update(state.global_step)
+        self._step = state.global_step
         if self.bar is not None:
             self.bar.update(1)
 
