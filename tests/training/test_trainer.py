@@ -364,7 +364,9 @@ def test_an_evaluation_leaves_the_shown_pace_as_it_was(names_csv, tmp_path, monk
     monkeypatch.setattr(callbacks, "LINE_SECONDS", 0.0)
     train(small("epochs=6", "hidden_dropout=0"), names_csv, tmp_path / "run")
     paces = [float(pace.replace(",", "")) for pace in re.findall(r"([\d,]+) tokens/s, ", capsys.readouterr().err)]
-    assert min(paces[2:]) > 0.7 * max(paces[2:])
+    assert min(paces[2:]) > 0.4 * max(
+        paces[2:]
+    )  # evaluations take time of their own; counted twice, it would be a quarter
 
 
 def test_pixels_start_from_amounts(tmp_path):
