@@ -18,7 +18,7 @@ LENGTHS = (1, 2, 3, 7, 16, 33, 100)
 def patterns(draw):
     chosen = draw(st.one_of(st.integers(0, 12), st.lists(st.integers(0, 60), unique=True, max_size=5)))
     return SparsePattern(
-        window=draw(st.sampled_from([0, 1, 3, 10, 200])),
+        window=draw(st.sampled_from([0, 1, 3, 10, 200, 2**63 - 1, 10**30])),
         global_tokens=chosen,
         random_links=draw(st.sampled_from([0, 1, 2, 5])),
         causal=draw(st.booleans()),
@@ -139,6 +139,14 @@ def test_json_keeps_a_pattern(pattern):
     assert again == pattern
     assert hash(again) == hash(pattern)
     assert torch.equal(again.dense(20), pattern.dense(20))
+
+
+def test_what_a_caller_writes_into_links_stays_his():
+    pattern = SparsePattern(2, 1, 2)
+    before = pattern.dense(30)
+    for links in pattern.links(30):
+        links.zero_()
+    assert torch.equal(SparsePattern(2, 1, 2).dense(30), before)
 
 
 def test_a_picture_shows_the_edges():

@@ -74,7 +74,7 @@ class SparsePattern:
         Sorted by the first, then by the second. None of them is within the window, or of a global token.
         """
         hears, heard = _links(self, _length(n))
-        return torch.from_numpy(hears), torch.from_numpy(heard)
+        return torch.from_numpy(hears.copy()), torch.from_numpy(heard.copy())
 
     def drawn_links(self, n: int) -> Tensor:
         """The earlier tokens that each of n draws: int64 [n, r], -1 where there are fewer. A longer row only adds."""
@@ -84,7 +84,7 @@ class SparsePattern:
         """bool [n, n]: row i hears column j."""
         position = np.arange(_length(n))
         distance = position[:, None] - position
-        heard = np.abs(distance) <= self.window
+        heard = np.abs(distance) <= min(self.window, n)
         chosen = _globals(self.global_tokens, n)
         heard[:, chosen] = True
         heard[chosen] = True
@@ -146,8 +146,9 @@ class SparsePattern:
     def degree(self, n: int) -> Tensor:
         """How many tokens each of n hears, itself included: int64 [n]. Takes O(n) memory."""
         position = np.arange(_length(n))
-        lowest = np.maximum(position - self.window, 0)
-        highest = position if self.causal else np.minimum(position + self.window, n - 1)
+        window = min(self.window, n)
+        lowest = np.maximum(position - window, 0)
+        highest = position if self.causal else np.minimum(position + window, n - 1)
         is_global = np.zeros(n, dtype=np.int64)
         is_global[_globals(self.global_tokens, n)] = 1
         before = np.concatenate([[0], np.cumsum(is_global)])  # global tokens before a position
@@ -180,8 +181,9 @@ class SparsePattern:
         start = np.arange(0, _length(n), size)
         last = np.minimum(start + size, n) - 1
         block = np.arange(len(start))
-        lowest = np.maximum(start - self.window, 0) // size
-        highest = (last if self.causal else np.minimum(last + self.window, n - 1)) // size
+        window = min(self.window, n)
+        lowest = np.maximum(start - window, 0) // size
+        highest = (last if self.causal else np.minimum(last + window, n - 1)) // size
         needed = (block >= lowest[:, None]) & (block <= highest[:, None])
         for at in np.unique(_globals(self.global_tokens, n) // size):
             needed[at, : at + 1 if self.causal else None] = True
@@ -279,7 +281,7 @@ def _drawn_ranks(pattern: SparsePattern, chosen: np.ndarray, token: np.ndarray) 
     one of 0 … s, or s itself where that one is taken already. `chosen` are the global tokens, at least those before the last of
     `token`.
     """
-    first = np.maximum(token - pattern.window, 0)
+    first = np.maximum(token - min(pattern.window, _FAR), 0)
     reach = first - np.searchsorted(chosen, first)  # m: those that stand before the window are the first ones
     stream = _mix(_mix(np.full(len(token), pattern.seed & (2**64 - 1), dtype=np.uint64)) ^ token.astype(np.uint64))
     taken = np.full((pattern.random_links, len(token)), -1, dtype=np.int64)
@@ -292,6 +294,7 @@ def _drawn_ranks(pattern: SparsePattern, chosen: np.ndarray, token: np.ndarray) 
     return taken
 
 
+_FAR = 2**62  # beyond every sequence, and still a number of numpy's
 _GOLDEN = np.array(0x9E3779B97F4A7C15, dtype=np.uint64)
 
 

@@ -26,6 +26,13 @@ def sparse_run(names_csv, tmp_path_factory):
     return folder
 
 
+def test_tokens_that_hear_themselves_alone_have_a_row_like_all_others(diffmix):
+    alone = ["--window", "0", "--global_tokens", "0", "--random_links", "0", "--length", "24", "--hops", "1"]
+    code, out, error = diffmix("spectrum", *alone)
+    assert code == 0, error
+    assert " never |" in out  # reach every pair
+
+
 def test_patterns_end_to_end(diffmix, tmp_path):
     output, figures = tmp_path / "results" / "spectrum.json", tmp_path / "figures"
     code, out, error = diffmix("spectrum", *QUICK, "--output", output, "--figures", figures)

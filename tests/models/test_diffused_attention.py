@@ -119,6 +119,18 @@ def test_local_layers_keep_their_own_window():
     assert not moved[2 * 3 * 2 + 1 :].any()
 
 
+def test_local_layers_that_hear_both_ways_hear_as_far_as_their_own_mask():
+    """transformers counts the window of a causal layer without its end, and that of one that hears both ways with it."""
+    register_attention()
+    torch.manual_seed(0)
+    config = MistralConfig(**SMALL, **WIDE, num_key_value_heads=2, sliding_window=5, is_causal=False, **FULL)
+    model = AutoModel.from_config(config, attn_implementation="eager", dtype=torch.float64).eval()
+    ids = draw_ids()
+    expected = model(ids, use_cache=False).last_hidden_state
+    model.set_attn_implementation("attention_diffusion")
+    torch.testing.assert_close(model(ids, use_cache=False).last_hidden_state, expected, atol=1e-6, rtol=1e-5)
+
+
 def test_a_window_in_the_mask_alone_is_kept():
     """PhiMoE names its window to the mask, not to the attention."""
     register_attention()

@@ -324,6 +324,16 @@ def test_wrong_inputs_are_named():
     model = make("learned_positions", max_position_embeddings=8)
     with pytest.raises(ValueError, match="input_ids has 9 tokens but the model has 8 positions"):
         model(torch.ones(1, 9, dtype=torch.long))
+    writer = make("learned_positions", DiffmixForCausalLM, max_position_embeddings=8, is_causal=True)
+    text = torch.tensor([[0, 0, 3, 4, 5, 6]])  # two of padding take no position
+    written = writer.generate(
+        text, attention_mask=(text > 0).long(), max_new_tokens=4, min_new_tokens=4, do_sample=False
+    )
+    assert written.shape == (1, 10)
+    with pytest.raises(
+        ValueError, match=r"input_ids has 9 tokens but the model has 8 positions; .*generate fewer tokens"
+    ):
+        writer.generate(text[:, 2:], max_new_tokens=9, min_new_tokens=9, do_sample=False)
     with pytest.raises(ValueError, match="attention_mask has shape"):
         model(torch.ones(1, 4, dtype=torch.long), torch.ones(1, 5, dtype=torch.long))
     with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):

@@ -1,5 +1,6 @@
 """The fast path is the definition: any length, mask, pattern and coefficients, forward and all gradients."""
 
+import inspect
 import math
 import sys
 
@@ -55,8 +56,7 @@ def value_and_gradients(function, inputs, probe, pattern, **options):
 
 def compare(inputs, pattern, tolerance=1e-9, **options):
     probe = torch.randn_like(inputs[2])
-    ours = dict(options)
-    theirs = {name: value for name, value in options.items() if name != "recompute"}
+    ours, theirs = dict(options), options
     for got, expected in zip(
         value_and_gradients(attention_diffusion, inputs, probe, pattern, **ours),
         value_and_gradients(reference.attention_diffusion, inputs, probe, pattern, **theirs),
@@ -250,6 +250,40 @@ def test_large_scores_that_nobody_hears_do_no_harm():
     compare([query, key, value], SparsePattern(4, 0, 2), tolerance=1e-7)
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize("pattern", [SparsePattern(3, 1, 1), SparsePattern(20, 0, 2), causal(SparsePattern(3))])
+def test_what_is_no_number_stays_in_its_row_and_head(pattern, wrong):
+    query, key, value = draw(100, batch=3, heads=2)
+    with torch.no_grad():
+        value[1, 0, 97] = wrong
+    whole = torch.zeros(3, 2, dtype=torch.bool)
+    for states in (
+        attention_diffusion(query, key, value, pattern),
+        *torch.autograd.grad(attention_diffusion(query, key, value, pattern).sum(), (query, key, value)),
+    ):
+        whole |= ~states.isfinite().flatten(2).all(dim=-1)
+    assert whole.tolist() == [[False, False], [True, False], [False, False]]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, where it prepares them
+def test_derivatives_that_there_are_not_are_refused():
+    inputs, pattern = draw(20), SparsePattern(3, 1, 1)
+    with pytest.raises(RuntimeError, match=r"create_graph is True.*take diffmix\.ops\.reference\.attention_diffusion"):
+        torch.autograd.grad(attention_diffusion(*inputs, pattern).square().sum(), inputs, create_graph=True)
+    query, key, value = (states.detach() for states in inputs)
+    with pytest.raises(RuntimeError, match=r"tangent of forward-mode.*take diffmix\.ops\.reference"):
+        torch.func.jvp(lambda states: attention_diffusion(query, key, states, pattern), (value,), (value,))
+    first = torch.autograd.grad(
+        reference.attention_diffusion(*inputs, pattern).square().sum(), inputs, create_graph=True
+    )
+    assert torch.autograd.grad(first[0].square().sum(), inputs)[0].isfinite().all()
+
+
+def test_the_definition_takes_the_same_arguments():
+    ours, plain = (inspect.signature(function) for function in (attention_diffusion, reference.attention_diffusion))
+    assert ours == plain
+
+
 def test_autocast_decides_the_dtype():
     query, key, value = draw(33, dtype=torch.float32, channels=16)
     pattern = SparsePattern(4, 1, 1)
@@ -300,6 +334,13 @@ def test_memory_for_the_backward_pass_grows_with_the_length_and_not_with_its_squ
         ({"dropout_p": 1.0}, "dropout_p is 1.0"),
         ({"hop_dropout_p": -0.1}, "hop_dropout_p is -0.1"),
         ({"scale": math.nan}, "scale is nan"),
+        ({"scale": "a"}, "scale is 'a'"),
+        ({"coefficients": "ab"}, "coefficients is 'ab'; give K.1 finite numbers"),
+        ({"coefficients": 1.0}, "coefficients is 1.0; give K.1 finite numbers"),
+        (
+            {"coefficients": torch.tensor([0.5, 0.5], requires_grad=True)},
+            "give K.1 finite numbers that take no gradient",
+        ),
         ({"scale": 1e38}, "scale is 1e.38, with which scores may reach"),
         ({"query": torch.full((1, 2, 5, 4), math.inf)}, "query holds values that are not finite"),
         ({"key": torch.full((1, 2, 5, 4), math.nan)}, "key holds values that are not finite"),

@@ -28,7 +28,8 @@ def gap_table(result: Mapping[str, Any]) -> str:
         last = graphs[max(lengths)]
         cells = [f"{last['mean_degree']:.1f}", *(f"{graphs[n]['gap']:.3g}" for n in lengths)]
         regular = last.get("regular")
-        cells += ["–", "–"] if regular is None else [f"{regular['gap']:.3g}", f"{last['gap'] / regular['gap']:.2g}"]
+        share = "–" if regular is None or not regular["gap"] else f"{last['gap'] / regular['gap']:.2g}"
+        cells += ["–" if regular is None else f"{regular['gap']:.3g}", share]
         rows.append([name, *cells])
     headings = ["pattern", "mean degree", *(f"gap, n = {n:,}" for n in lengths), "random regular", "share of it"]
     kind = (

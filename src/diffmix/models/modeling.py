@@ -193,6 +193,8 @@ class DiffmixModel(DiffmixPreTrainedModel):
             positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, past:]
             if inputs_embeds is not None:
                 values = values.masked_fill(~mask[:, past:, None], 0.0)  # not a number, perhaps
+        if self.positions is not None and _looks(values):
+            self._check_positions(int(positions.max()) + 1)
         hidden = self._embed(values, positions)
         states.append(hidden)
         context: dict[str, Any] = {"positions": positions, "past_key_values": cache}
@@ -245,13 +247,16 @@ class DiffmixModel(DiffmixPreTrainedModel):
             hidden = self.final_norm(hidden, mask)
         return hidden, steps
 
+    def _check_positions(self, tokens: int) -> None:
+        if self.positions is not None and tokens > self.config.max_position_embeddings:
+            raise ValueError(
+                f"input_ids has {tokens} tokens but the model has {self.config.max_position_embeddings} positions; cut the text "
+                "(truncation=True), generate fewer tokens, or raise max_position_embeddings before training"
+            )
+
     def _embed(self, values: Tensor, positions: Tensor | None = None) -> Tensor:
         config = self.config
-        if self.positions is not None and values.shape[1] > config.max_position_embeddings:
-            raise ValueError(
-                f"input_ids has {values.shape[1]} tokens but the model has {config.max_position_embeddings} positions; "
-                "cut the text (truncation=True) or raise max_position_embeddings before training"
-            )
+        self._check_positions(values.shape[1])
         hidden = self.embedding(values) if values.ndim == 2 else values
         if self.ngrams is not None and values.ndim == 2:
             hidden = hidden + self.ngrams(values)

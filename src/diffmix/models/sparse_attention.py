@@ -94,9 +94,10 @@ def diffused_attention(
         )
     if sliding_window is None:
         sliding_window = _unsaid_window(module, config)
+    causal = bool(is_causal) and getattr(config, "is_causal", True) is not False
     pattern, coefficients, hop_dropout = _plan(
-        bool(is_causal) and getattr(config, "is_causal", True) is not False,
-        sliding_window,
+        causal,
+        None if sliding_window is None else _reach(config, sliding_window, causal),
         tuple(sorted((name, _fixed(value)) for name, value in vars(config).items() if name.startswith("diffusion_"))),
     )
     repeats = query.shape[1] // key.shape[1]
@@ -118,11 +119,13 @@ def diffused_attention(
 
 @torch.compiler.assume_constant_result  # a compiled graph holds its result, and is made anew for other arguments
 def _plan(
-    is_causal: bool, sliding_window: int | None, given: tuple[tuple[str, Any], ...]
+    is_causal: bool, reach: int | None, given: tuple[tuple[str, Any], ...]
 ) -> tuple[SparsePattern, tuple[float, ...], float]:
     """The pattern of a layer, its coefficients and its dropout of hops, from what a configuration says of diffusion."""
     settings = _checked_settings(dict(given), is_causal)
-    pattern = _within(settings.diffusion_pattern(), sliding_window)
+    pattern = settings.diffusion_pattern()
+    if reach is not None:  # a layer of local attention: its own window, without far links
+        pattern = dataclasses.replace(pattern, window=min(pattern.window, reach), global_tokens=0, random_links=0)
     return pattern, settings.diffusion_weights(), settings.diffusion_hop_dropout
 
 
@@ -136,12 +139,12 @@ def _unsaid_window(module: nn.Module, config: Any) -> int | None:
     return getattr(module, "sliding_window", everywhere)
 
 
-def _within(pattern: SparsePattern, sliding_window: int | None) -> SparsePattern:
-    """The pattern in a layer of local attention, |i - j| < `sliding_window`: its own window, without far links."""
-    if sliding_window is None:
-        return pattern
-    window = min(pattern.window, sliding_window - 1)
-    return dataclasses.replace(pattern, window=window, global_tokens=0, random_links=0)
+def _reach(config: Any, sliding_window: int, is_causal: bool) -> int:
+    """How far a token of a layer of local attention hears, as the mask of transformers has it: |i - j| < `sliding_window` to the
+    past, but |i - j| ≤ `config.sliding_window` both ways. (Calls of some layers that hear both ways, as of ModernBERT, give
+    one more than the configuration; of others, as of T5Gemma, not.)"""
+    both_ways = None if is_causal else getattr(config, "sliding_window", None)
+    return sliding_window - 1 if both_ways is None else both_ways
 
 
 def padding_mask(

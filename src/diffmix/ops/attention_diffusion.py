@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from diffmix.ops.alignment import align, aligned_positions, unalign
 from diffmix.ops.checks import check_attention_diffusion, check_finite_scores
@@ -25,6 +26,7 @@ from diffmix.patterns import SparsePattern
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_ONCE = "attention_diffusion has first derivatives, backward, alone; take diffmix.ops.reference.attention_diffusion for others"
 _GROUP = 16_384  # tokens, over sequences, that are computed at a time
 _GROUP_ON_CPU = 8_000  # what is made for them stays near the processor, and long rows go one head at a time
 
@@ -72,6 +74,7 @@ def attention_diffusion(
     Raises:
         ValueError: an argument that does not fit, scores that are not finite (looked at on CPUs, outside of compiled graphs),
             `"triton"` asked for where it cannot run.
+        RuntimeError: a second derivative, or one of forward mode, is asked for.
 
     Source: Feng et al. (2023).
     """
@@ -139,6 +142,10 @@ def diffuse_attention_aligned(
         return plain_diffusion(
             query, key, value, pattern, coefficients=coefficients, scale=scale, lengths=lengths, longest=longest
         )
+    if not torch.compiler.is_compiling() and any(
+        unpack_dual(states).tangent is not None for states in (query, key, value)
+    ):
+        raise RuntimeError(f"an argument has a tangent of forward-mode differentiation, but {_ONCE}")
     seed = None
     if dropout_p > 0 or hop_dropout_p > 0:
         seed = torch.randint(2**62, (1,), dtype=torch.int64)
@@ -188,7 +195,7 @@ def _as_they_are(passes: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def _known(fact: Callable[[], Tensor]) -> bool:
-    """Whether something about values is true, where it takes no waiting to know: False says nothing."""
+    """Whether something about values is true, where a graph may rest on it: False says nothing."""
     return not torch.compiler.is_compiling() and not torch.jit.is_tracing() and bool(fact())
 
 
@@ -296,6 +303,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]
 
 
 def _differentiate(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"create_graph is True, but {_ONCE}")
     query, key, value, lengths, seed, *kept = ctx.saved_tensors
     found = (None, None, None)
     if grad is not None:

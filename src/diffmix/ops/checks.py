@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffmix.ops.coefficients import check_coefficients
+from diffmix.ops.coefficients import check_coefficients, is_number
 from diffmix.patterns import SparsePattern
 
 BOUNDARIES = ("zero", "wrap")
@@ -129,8 +129,8 @@ def check_attention_diffusion(
         raise ValueError(f"pattern is {pattern!r}; give a diffmix.patterns.SparsePattern")
     if not torch.compiler.is_compiling():
         check_coefficients(coefficients)
-        if scale is not None and not math.isfinite(scale):
-            raise ValueError(f"scale is {scale}; give a finite number, or None for 1/√D")
+        if scale is not None and not (is_number(scale) and math.isfinite(scale)):
+            raise ValueError(f"scale is {scale!r}; give a finite number, or None for 1/√D")
     for name, probability in (("dropout_p", dropout_p), ("hop_dropout_p", hop_dropout_p)):
         if not 0 <= probability < 1:
             raise ValueError(f"{name} is {probability}; give a probability from 0 to below 1")

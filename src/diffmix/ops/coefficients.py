@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
 
 
 def personalized_pagerank(alpha: float, hops: int) -> tuple[float, ...]:
@@ -22,7 +26,7 @@ def personalized_pagerank(alpha: float, hops: int) -> tuple[float, ...]:
 
     Source: Feng et al. (2023), equation 5, after Gasteiger et al. (2019).
     """
-    if not 0 <= alpha <= 1:
+    if not (is_number(alpha) and 0 <= alpha <= 1):
         raise ValueError(f"alpha is {alpha!r}; give a number from 0 to 1")
     hops, alpha = _hops(hops), float(alpha)
     return _closed([alpha * (1 - alpha) ** k for k in range(hops)])
@@ -43,7 +47,7 @@ def heat(time: float, hops: int) -> tuple[float, ...]:
 
     Source: Kondor & Lafferty (2002); Gasteiger et al. (2019).
     """
-    if not 0 <= time < math.inf:
+    if not (is_number(time) and 0 <= time < math.inf):
         raise ValueError(f"time is {time!r}; give a finite number, 0 or more")
     hops = _hops(hops)
     if time == 0:
@@ -81,11 +85,21 @@ def truncation_error(coefficients: Sequence[float], *, alpha: float | None = Non
 
 def check_coefficients(coefficients: Sequence[float]) -> None:
     """At least one finite number; their sum is 1. Raises ValueError."""
-    values = tuple(coefficients)
-    if not values or any(not math.isfinite(value) for value in values):
-        raise ValueError(f"coefficients is {values!r}; give K+1 finite numbers, such as personalized_pagerank(0.1, 5)")
+    values = tuple(coefficients) if isinstance(coefficients, Iterable) else ()
+    if not values or any(not (is_number(value) and math.isfinite(value)) for value in values):
+        raise ValueError(
+            f"coefficients is {coefficients!r}; give K+1 finite numbers that take no gradient, such as "
+            "personalized_pagerank(0.1, 5)"
+        )
     if not math.isclose(math.fsum(values), 1.0, abs_tol=1e-6):
         raise ValueError(f"coefficients is {values!r}, which sums to {math.fsum(values):.6g}; divide them by their sum")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number, or a tensor of one that takes no gradient: θ, t and α are not trained here."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.requires_grad
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _closed(weights: list[float]) -> tuple[float, ...]:

@@ -111,6 +111,7 @@ def _softmax_backward(layout: Layout, weights: Weights, mask: Weights | None, to
     if mask is not None:
         total = _times(total, mask, in_place=True)
     total.table[:, -1] = 0  # of no edge
+    total.table.view(layout.sequences, layout.stride, -1)[:, layout.tokens :] = 0  # gaps, which meet the next sequence
     parts = list(zip(total.table.split(_ROWS), weights.table.split(_ROWS), strict=True))
     carried = torch.cat([_carried(grads, by) for grads, by in parts])
     links = total.links

@@ -105,8 +105,13 @@ def attention_diffusion(
     dropout_p: float = 0.0,
     hop_dropout_p: float = 0.0,
     scale: float | None = None,
+    recompute: bool = False,
+    backend: str = "auto",
 ) -> Tensor:
-    """Σ_k θ_k A^k V with a dense A, by Horner's rule. See `diffmix.ops.attention_diffusion` for the arguments."""
+    """Σ_k θ_k A^k V with a dense A, by Horner's rule. See `diffmix.ops.attention_diffusion` for the arguments.
+
+    `recompute` and `backend` change nothing here. Any derivative can be taken.
+    """
     check_attention_diffusion(query, key, value, pattern, coefficients, padding_mask, dropout_p, hop_dropout_p, scale)
     batch, tokens = query.shape[0], query.shape[2]
     heard = torch.zeros(batch, tokens, tokens, dtype=torch.bool, device=query.device)

@@ -59,7 +59,10 @@ def transpose(layout: Layout, plain: Matrix) -> Matrix:
 
 
 def multiply(layout: Layout, weights: Matrix, buffer: Tensor) -> Tensor:
-    """A Z for a buffer of states Z: a new buffer [buffer, D]. Values in the gaps must be finite."""
+    """A Z for a buffer of states Z, 0 in the gaps: a new buffer [buffer, D].
+
+    Blocks of both its sequences meet a gap. By weights of 0, times which NaN is NaN, it would carry that from one to the other.
+    """
     if weights.links is None:
         product = torch.zeros_like(buffer)
     else:
@@ -76,6 +79,7 @@ def multiply(layout: Layout, weights: Matrix, buffer: Tensor) -> Tensor:
         states, mixed = layout.heads(buffer), layout.heads(product)
         mixed.baddbmm_(weights.columns, states[:, layout.global_positions])
         mixed.index_add_(1, layout.global_positions, torch.bmm(weights.rows, states))
+    layout.heads(product)[:, layout.tokens :] = 0.0
     return product
 
 
