@@ -50,6 +50,12 @@ VARIANTS = {
         "num_key_value_heads": 1,
         "pooling": "first",
     },
+    "diffusion_own": {
+        "mixer": "attention_diffusion",
+        "diffusion_window": 2,
+        "diffusion_hops": 2,
+        "diffusion_coefficients": [0.5, -0.25, 0.75],
+    },
     "softmax_learned": {"mixer": "softmax", "position_embedding": "learned", "pooling": "first"},
 }
 

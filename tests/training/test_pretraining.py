@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -67,6 +68,9 @@ def test_pretraining_is_done_once_and_the_classifier_starts_from_it(names_csv, t
     trainer.train_seeds(recipe, 2, data=names_csv, output=output, notice=lambda _: None)
     before = json.loads((output / "pretraining/metrics.json").read_text())
     assert before["train/steps"] > 1
+    assert before["validation/bits_per_byte"] == pytest.approx(
+        before["validation/nll"] / math.log(2)
+    )  # a token is a byte
     masked = load_file(output / "pretraining/model.safetensors")
     for seed in range(2):
         classifier = load_file(output / f"seed-{seed}/model.safetensors")

@@ -54,6 +54,19 @@ def test_the_third_papers_recipes_diffuse_as_it_does_and_name_a_sparse_baseline(
     assert DiffmixConfig(**baseline.config).diffusion_weights() == (0.0, 1.0)
 
 
+def test_the_third_papers_shape_is_at_hand():
+    config = load_recipe("imdb_diffuser_paper").config
+    shape = (
+        config["num_hidden_layers"],
+        config["hidden_size"],
+        config["num_attention_heads"],
+        config["diffusion_hops"],
+    )
+    assert shape == (12, 768, 12, 5)
+    degree = DiffmixConfig(**config).diffusion_pattern().statistics(4096)
+    assert 240 < degree["mean_degree"] < 260  # a window of 65, 64 global and as many that hear all, 64 random links
+
+
 def test_easier_listops_stand_in_listops_recipes_alone_and_are_shorter_than_its_own():
     recipes = [load_recipe(name) for name in shipped_recipes()]
     taking = {recipe.task: recipe.extra_train for recipe in recipes if recipe.extra_train}

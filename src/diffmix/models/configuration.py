@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from diffmix.ops.coefficients import heat, personalized_pagerank
+from diffmix.ops.coefficients import check_coefficients, heat, personalized_pagerank
 from diffmix.patterns import SparsePattern
 
 MIXERS = ("neighbor", "softmax", "heat_kernel", "attention_diffusion")
@@ -20,7 +20,6 @@ ALPHA_MODES = ("fixed", "channel", "learned", "residual")
 UPDATES = ("mix_then_mlp", "mlp_then_mix")
 BOUNDARIES = ("zero", "wrap")
 HEAT_FORMS = ("dot", "squared", "normalized")
-DIFFUSION_COEFFICIENTS = ("ppr", "heat")
 HEAT_TIME_MODES = ("fixed", "learned", "adaptive")
 
 
@@ -86,9 +85,9 @@ class DiffmixConfig(PretrainedConfig):
         diffusion_global_tokens: the first g tokens, or a list of positions, that hear all and are heard by all.
         diffusion_random_links: r, the earlier tokens that each one draws.
         diffusion_hops: K ≥ 0 of `diffmix.ops.attention_diffusion`; 1 with diffusion_alpha=0 is plain sparse attention.
-        diffusion_coefficients: of the hops, `"ppr"` (personalised PageRank) or `"heat"`.
-        diffusion_alpha: α of the former, from 0 to 1.
-        diffusion_time: t ≥ 0 of the latter.
+        diffusion_coefficients: of the hops, `"ppr"` (personalised PageRank) or `"heat"`, or θ_0 … θ_K themselves, which sum to 1.
+        diffusion_alpha: α of `"ppr"`, from 0 to 1.
+        diffusion_time: t ≥ 0 of `"heat"`.
         diffusion_hop_dropout: on the states that each hop hears; attention_dropout is on the edges.
         is_causal: whether tokens hear only what stands before them. `DiffmixForCausalLM` sets it.
         pad_token_id: the id of padding, whose embedding stays 0; None: no such id.
@@ -152,7 +151,7 @@ class DiffmixConfig(PretrainedConfig):
         diffusion_global_tokens: int | Sequence[int] = 1,
         diffusion_random_links: int = 8,
         diffusion_hops: int = 5,
-        diffusion_coefficients: str = "ppr",
+        diffusion_coefficients: str | Sequence[float] = "ppr",
         diffusion_alpha: float = 0.1,
         diffusion_time: float = 3.0,
         diffusion_hop_dropout: float = 0.0,
@@ -208,7 +207,7 @@ class DiffmixConfig(PretrainedConfig):
         self.diffusion_global_tokens = _plain(diffusion_global_tokens)
         self.diffusion_random_links = diffusion_random_links
         self.diffusion_hops = diffusion_hops
-        self.diffusion_coefficients = diffusion_coefficients
+        self.diffusion_coefficients = _plain(diffusion_coefficients)
         self.diffusion_alpha = diffusion_alpha
         self.diffusion_time = diffusion_time
         self.diffusion_hop_dropout = diffusion_hop_dropout
@@ -231,7 +230,6 @@ class DiffmixConfig(PretrainedConfig):
             ("neighbor_boundary", BOUNDARIES),
             ("heat_form", HEAT_FORMS),
             ("heat_time_mode", HEAT_TIME_MODES),
-            ("diffusion_coefficients", DIFFUSION_COEFFICIENTS),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(map(repr, choices))}")
@@ -357,9 +355,19 @@ class DiffmixConfig(PretrainedConfig):
 
     def diffusion_weights(self) -> tuple[float, ...]:
         """θ_0 … θ_K with `mixer="attention_diffusion"`."""
-        if self.diffusion_coefficients == "heat":
+        kind: Any = self.diffusion_coefficients
+        if kind == "ppr":
+            return personalized_pagerank(self.diffusion_alpha, self.diffusion_hops)
+        if kind == "heat":
             return heat(self.diffusion_time, self.diffusion_hops)
-        return personalized_pagerank(self.diffusion_alpha, self.diffusion_hops)
+        if isinstance(kind, str):
+            raise ValueError(f"coefficients is {kind!r}; give 'ppr', 'heat', or K+1 numbers that sum to 1")
+        check_coefficients(kind)
+        if len(kind) != self.diffusion_hops + 1:
+            raise ValueError(
+                f"coefficients has {len(kind)} numbers but diffusion_hops is {self.diffusion_hops}; give one more than hops"
+            )
+        return tuple(kind)
 
     def step_offsets(self, step: int) -> tuple[int, ...]:
         """Whom a token hears in step number `step`, from 0, with `mixer="neighbor"`; its past only where `is_causal`."""

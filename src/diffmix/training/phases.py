@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -114,7 +115,10 @@ class Run:
         return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
 
     def pretraining(self, task: TaskData) -> None:
-        """Train a backbone to restore hidden tokens of the task's texts, with or without labels; fill the folder."""
+        """Train a backbone to restore hidden tokens of the task's texts, with or without labels; fill the folder.
+
+        Its metrics are NLL and accuracy of the hidden tokens of held texts, and `bits_per_byte`: that NLL over the texts' bytes.
+        """
         recipe = self.recipe
         if isinstance(task.train, StreamedExamples):
             raise RequestError(
@@ -133,12 +137,13 @@ class Run:
         encoded = encode_texts(texts, tokenizer, 10**9)
         train_rows = in_blocks(RowSubset(encoded, np.sort(order[held:])).flat(), recipe.max_length)
         validation = in_blocks(RowSubset(encoded, np.sort(order[:held])).flat(), recipe.max_length)
+        special = [index for index in tokenizer.all_special_ids if index != tokenizer.unk_token_id]
         collator = functools.partial(
             MaskingCollator,
             pad_token_id=tokenizer.pad_token_id,
             mask_token_id=tokenizer.mask_token_id,
             vocab_size=len(tokenizer),
-            special_ids=[index for index in tokenizer.all_special_ids if index != tokenizer.unk_token_id],
+            special_ids=special,
             probability=recipe.mask_probability,
             longest=recipe.max_length,
             shortest=shortest_input(model_config(recipe, tokenizer, len(tokenizer), {}), recipe.max_length),
@@ -173,6 +178,10 @@ class Run:
         fitted = self.fitter.fit(build, train_rows, collator(), loss, objective, validate, "nll")
         model = fitted.model
         metrics = {f"validation/{key}": value for key, value in validate(model).items()}
+        # Hidden tokens stand for all of the held texts, whose bytes are known.
+        tokens = (~np.isin(validation.tokens, special)).sum()
+        written = sum(len(texts[int(row)].encode()) for row in order[:held])
+        metrics["validation/bits_per_byte"] = metrics["validation/nll"] / math.log(2) * int(tokens) / max(1, written)
         metrics |= fitted.costs(recipe, len(train_rows))
         if is_first_process():
             model.save_pretrained(self.folder)
