@@ -33,8 +33,8 @@ def register_attention() -> None:
         model.config.heat_time = 5.0
 
     `attention_diffusion`: for encoders, and for decoders without a cache. `diffmix.ops.attention_diffusion` over the pattern and
-    with the coefficients that the model's configuration names, with the keys and defaults of `DiffmixConfig`; positions are
-    counted among real tokens. Layers of local attention (ModernBERT's, or sliding windows) keep their own window where it is
+    with the coefficients that the model's configuration names (of a model of several parts: that of the part), with the keys and
+    defaults of `DiffmixConfig`; positions are counted among real tokens. Layers of local attention (ModernBERT's, or sliding windows) keep their own window where it is
     narrower than diffusion_window, and no global tokens or random links: these belong to the layers that heard everything. With
     a window over the whole text, diffusion_hops=1 and diffusion_alpha=0 it is the model's own attention.
 
