@@ -34,9 +34,10 @@ def register_attention() -> None:
 
     `attention_diffusion`: for encoders, and for decoders without a cache. `diffmix.ops.attention_diffusion` over the pattern and
     with the coefficients that the model's configuration names (of a model of several parts: that of the part), with the keys and
-    defaults of `DiffmixConfig`; positions are counted among real tokens. Layers of local attention (ModernBERT's, or sliding windows) keep their own window where it is
-    narrower than diffusion_window, and no global tokens or random links: these belong to the layers that heard everything. With
-    a window over the whole text, diffusion_hops=1 and diffusion_alpha=0 it is the model's own attention.
+    defaults of `DiffmixConfig`; positions are counted among real tokens. Layers of local attention (ModernBERT's, or sliding
+    windows) keep their own window where it is narrower than diffusion_window, and no global tokens or random links: these belong
+    to the layers that heard everything. With a window over the whole text, diffusion_hops=1 and diffusion_alpha=0 it is the
+    model's own attention.
 
         model = AutoModel.from_pretrained(name, attn_implementation="attention_diffusion")
         model.config.diffusion_window = 128
