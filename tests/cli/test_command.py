@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -323,3 +324,11 @@ def test_debug_keeps_the_traceback(diffmix, monkeypatch):
     monkeypatch.setenv("DIFFMIX_DEBUG", "1")
     with pytest.raises(Exception, match="not found"):
         diffmix("train", "nothing_like_it")
+
+
+def test_the_arenas_study_prints_what_is_published_beside_it(diffmix, tmp_path):
+    results = Path(__file__).parents[2] / "results"
+    code, out, error = diffmix("study", "lra", "--dry-run", "--output", results, "--runs", tmp_path)
+    assert code == 0, error
+    assert "| Mega, published" in out
+    assert "| `neighbor`" in out

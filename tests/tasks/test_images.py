@@ -134,6 +134,41 @@ def test_cifar10_is_grey_and_says_whether_it_is_the_lossy_copy(tmp_path):
     assert (len(task.train), len(task.validation)) == (19, 1)
 
 
+def write_archive(folder, images=COLOURS):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
+        records = [
+            bytes([(row + number) % 10]) + image.transpose(2, 0, 1).tobytes() for row, image in enumerate(images)
+        ]
+        (folder / f"{name}.bin").write_bytes(b"".join(records))
+
+
+@pytest.mark.parametrize("inside", ["", "cifar-10-batches-bin"])
+def test_the_archive_of_cifar10_is_what_the_hub_serves(tmp_path, inside):
+    from PIL import Image
+
+    write_archive(tmp_path / "cifar10" / inside)
+    task = load_task("cifar10", data=tmp_path)
+    test = task.load_test()
+    expected = np.stack([np.asarray(Image.fromarray(image).convert("L")).ravel() for image in COLOURS])
+    np.testing.assert_array_equal(test.input_ids - 1, expected)
+    np.testing.assert_array_equal(test.labels, (np.arange(20) + 5) % 10)
+    assert len(task.train) + len(task.validation) == 100
+
+
+def test_a_damaged_archive_is_refused(tmp_path):
+    folder = tmp_path / "cifar10"
+    write_archive(folder)
+    (folder / "data_batch_3.bin").unlink()
+    assert "data_batch_3.bin: No such file or directory; unpack" in refusal("cifar10", data=tmp_path)
+    (folder / "data_batch_3.bin").write_bytes(b"x" * 3072)
+    assert "has 3072 bytes, not records of 3073; unpack" in refusal("cifar10", data=tmp_path)
+    (folder / "data_batch_3.bin").write_bytes(b"x" * 3073)
+    assert "label 120 is not in 0..9" in refusal("cifar10", data=tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "nor cifar10/cifar-10-batches-bin/data_batch_1.bin" in refusal("cifar10", data=tmp_path / "empty")
+
+
 def test_damaged_images_and_tables_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "cifar10/train.parquet"
     files = [encoded(image) for image in COLOURS]

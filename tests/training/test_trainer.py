@@ -137,6 +137,25 @@ def interrupted_train(monkeypatch, step, recipe, data, folder):
             train(recipe, data, folder)
 
 
+def test_what_was_counted_between_evaluations_outlives_a_kill(names_csv, tmp_path, monkeypatch):
+    recipe = small("max_steps=12", "eval_steps=12", "save_steps=4")
+    whole = train(recipe, names_csv, tmp_path / "whole")
+    original = callbacks.RunRecorder.on_step_end
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 7:
+            raise KeyboardInterrupt
+        return original(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.RunRecorder, "on_step_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, names_csv, tmp_path / "part")
+    resumed = train(recipe, names_csv, tmp_path / "part", resume=True)
+    assert resumed["train/tokens"] == whole["train/tokens"]
+    assert logged(tmp_path / "part", "train/accuracy") == logged(tmp_path / "whole", "train/accuracy")
+
+
 @pytest.mark.parametrize("extra", [[], ["ema_decay=0.9", "micro_batch_size=5", "early_stopping_patience=4"]])
 def test_a_resumed_run_ends_as_the_uninterrupted_one(extra, names_csv, tmp_path, monkeypatch):
     recipe = small("epochs=5", "noise_std=0.1", "hidden_dropout=0.2", "evaluations_per_epoch=2", *extra)

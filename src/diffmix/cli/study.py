@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -46,7 +46,6 @@ def study(
     )
     from diffmix.experiments.study_engines import find_engine
     from diffmix.experiments.study_file import load_study
-    from diffmix.experiments.study_summary import study_table
 
     loaded = load_study(source, set_ or [])
     if dry_run:
@@ -62,7 +61,7 @@ def study(
         typer.echo(f"{len(cells)} cells: {', '.join(f'{count} {state}' for state, count in counts if count)}")
         result = collect(loaded, runs, data, recorded)
         if any(cell["state"] == "finished" for cell in result["cells"]):
-            typer.echo(f"\n{study_table(result)}")
+            typer.echo(f"\n{_tables(result)}")
         return
     finished = run_study(
         loaded,
@@ -75,7 +74,7 @@ def study(
         notice=lambda line: tqdm.write(line, file=typer.get_text_stream("stderr")),
     )
     if finished.path is not None:
-        typer.echo(f"{study_table(finished.result)}\n\nWrote {finished.path}")
+        typer.echo(f"{_tables(finished.result)}\n\nWrote {finished.path}")
     if finished.failed:
         told = "; ".join(f"{label}: {reason}" for label, reason in finished.failed)
         raise RunError(
@@ -84,3 +83,12 @@ def study(
     wrong = unknown_metrics(loaded, finished.result)
     if wrong:
         raise RequestError(wrong)
+
+
+def _tables(result: dict[str, Any]) -> str:
+    """The tables of a study; those of the Long Range Arena stand beside what is published."""
+    from diffmix.experiments.long_range_tables import is_long_range_arena, long_range_arena_table
+    from diffmix.experiments.study_summary import study_table
+
+    arena = [long_range_arena_table(result)] if is_long_range_arena(result) else []
+    return "\n\n".join([*arena, study_table(result)])

@@ -33,6 +33,12 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
 }
 
 
+def is_long_range_arena(result: Mapping[str, Any]) -> bool:
+    """Whether it is the result of a study of kinds of attention on tasks of the arena."""
+    axes = result["axes"]
+    return set(axes) >= {"recipe", "attention"} and set(axes["recipe"]) <= set(COLUMNS)
+
+
 def long_range_arena_table(result: Mapping[str, Any]) -> str:
     """Test accuracy of every mixer on every task, with the optimiser steps that it had, below the published rows."""
     cells: dict[tuple[str, str], list[Mapping[str, float]]] = defaultdict(list)

@@ -76,8 +76,14 @@ def load_images(name: str, *, data: str | Path | None, how: Cut, on_notice: Call
     folder = find_folder(
         image_set.folders,
         data,
-        lambda folder: idx_file(folder, "train-images-idx3-ubyte") is not None or bool(split_files(folder, "train")),
-        f"{name}/train-images-idx3-ubyte.gz nor {name}/train.parquet",
+        lambda folder: (
+            idx_file(folder, "train-images-idx3-ubyte") is not None
+            or bool(split_files(folder, "train"))
+            or (name == "cifar10" and cifar_archive(folder) is not None)
+        ),
+        f"{name}/train.parquet nor {name}/cifar-10-batches-bin/data_batch_1.bin"
+        if name == "cifar10"
+        else f"{name}/train-images-idx3-ubyte.gz nor {name}/train.parquet",
         on_notice,
     )
     hub = HubSource(image_set.hub, {"train": "train", "test": "test"})
@@ -87,6 +93,8 @@ def load_images(name: str, *, data: str | Path | None, how: Cut, on_notice: Call
             return table_images(hub.table(split), Path(image_set.hub), image_set)
         if idx_file(folder, f"{_IDX[split]}-images-idx3-ubyte") is not None:
             return idx_images(folder, _IDX[split], image_set)
+        if name == "cifar10" and (archive := cifar_archive(folder)) is not None:
+            return cifar_images(archive, split, image_set)
         paths = split_files(folder, split)
         return table_images(_tables(paths), paths[0], image_set) if paths else None
 
@@ -178,6 +186,35 @@ def idx_images(folder: Path, prefix: str, image_set: ImageSet) -> Images:
     _check_labels(labels, labels_file, image_set)
     flat = pixels.reshape(len(pixels), -1)
     return Images(labels.astype(np.int64), lambda rows: flat[rows])
+
+
+def cifar_archive(folder: Path) -> Path | None:
+    """Where the binary version of CIFAR-10 lies, unpacked: `folder`/cifar-10-batches-bin or `folder` itself; None: not there."""
+    return next(
+        (place for place in (folder / "cifar-10-batches-bin", folder) if (place / "data_batch_1.bin").is_file()), None
+    )
+
+
+def cifar_images(folder: Path, split: str, image_set: ImageSet) -> Images:
+    """A split of CIFAR-10's binary archive, made grey (ITU-R 601): records of a label and 1,024 bytes of each colour."""
+    names = [f"data_batch_{number}.bin" for number in range(1, 6)] if split == "train" else ["test_batch.bin"]
+    size, labels, grey = image_set.side**2, [], []
+    for path in (folder / name for name in names):
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise RequestError(f"{path}: {error.strerror}; unpack cifar-10-binary.tar.gz there, all of it") from None
+        if not content or len(content) % (1 + 3 * size):
+            raise RequestError(
+                f"{path}: has {len(content)} bytes, not records of {1 + 3 * size}; unpack cifar-10-binary.tar.gz again"
+            )
+        records = np.frombuffer(content, dtype=np.uint8).reshape(-1, 1 + 3 * size)
+        labels.append(records[:, 0].astype(np.int64))
+        _check_labels(labels[-1], path, image_set)
+        red, green, blue = records[:, 1:].astype(np.uint32).reshape(-1, 3, size).swapaxes(0, 1)
+        grey.append((19_595 * red + 38_470 * green + 7_471 * blue + 0x8000 >> 16).astype(np.uint8))  # as Pillow rounds
+    pixels = np.concatenate(grey)
+    return Images(np.concatenate(labels), lambda rows: pixels[rows])
 
 
 def table_images(table: pa.Table, place: Path, image_set: ImageSet) -> Images:

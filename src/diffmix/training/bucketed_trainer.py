@@ -31,13 +31,16 @@ class BucketedTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.batches, self.objective, self.validate, self.progress = batches, objective, validate, progress
         self.recorder: RunRecorder | None = None
-        self._tokens = self._correct = torch.zeros((), dtype=torch.int64, device=self.args.device)
-        self._examples = 0
+        # Of a run that goes on from between two evaluations, the first process holds what all had counted.
+        before = progress.since_evaluation if self.accelerator.is_main_process else (0, 0, 0)
+        self._tokens, self._correct = (torch.tensor(count, device=self.args.device) for count in before[:2])
+        self._examples = before[2]
         self._counts_correct = False
 
     def record_with(self, recorder: RunRecorder) -> None:
         """Report to `recorder`."""
         self.recorder = recorder
+        recorder.since_evaluation = self._since_evaluation
         self.add_callback(recorder)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -85,13 +88,18 @@ class BucketedTrainer(Trainer):
             self.recorder.show(batch_loss, accuracy, self._tokens)
         return loss
 
+    def _since_evaluation(self) -> tuple[int, int, int]:
+        """Tokens, right answers and rows that all processes trained on since the last evaluation."""
+        counts = torch.stack([self._tokens, self._correct, torch.full_like(self._tokens, self._examples)])
+        total: Any = self.accelerator.reduce(counts, "sum")
+        tokens, correct, examples = total.tolist()
+        return tokens, correct, examples
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Validation metrics of the model, or of the average of its weights where one is kept."""
-        counts = torch.stack([self._tokens, self._correct, torch.full_like(self._tokens, self._examples)])
-        total: Any = self.accelerator.reduce(counts, "sum")
-        tokens, correct, examples = total.tolist()
+        tokens, correct, examples = self._since_evaluation()
         self._tokens, self._correct, self._examples = torch.zeros_like(self._tokens), torch.zeros_like(self._correct), 0
         self.progress.tokens += tokens
         average = None if self.recorder is None else self.recorder.average

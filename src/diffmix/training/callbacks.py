@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,12 @@ LINE_SECONDS = 60.0  # between lines where there is no terminal for a bar
 class Progress:
     """What a run has used and found so far; saved in every checkpoint, so that a resumed run counts on."""
 
-    tokens: int = 0  # real ones, over all processes
+    tokens: int = 0  # real ones, over all processes, up to the last evaluation
+    since_evaluation: tuple[int, int, int] = (
+        0,
+        0,
+        0,
+    )  # tokens, right answers, rows; of a checkpoint between evaluations
     train_seconds: float = 0.0  # in training steps, without evaluations and checkpoints
     seconds: float = 0.0  # in all
     peak_memory_bytes: int = 0
@@ -40,7 +46,8 @@ class Progress:
     @classmethod
     def load(cls, checkpoint: Path) -> Progress:
         """The progress that a checkpoint holds."""
-        return cls(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
+        saved = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+        return cls(**saved | {"since_evaluation": tuple(saved.get("since_evaluation", (0, 0, 0)))})
 
     def save(self, checkpoint: Path) -> None:
         """Write the progress into a checkpoint."""
@@ -108,6 +115,7 @@ class RunRecorder(TrainerCallback):
         self.folder, self.progress, self.average = folder, progress, average
         self.best_metric, self.patience, self.steps_per_epoch = best_metric, patience, steps_per_epoch
         self.save_steps = save_steps
+        self.since_evaluation: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)  # the trainer counts
         self.bar: tqdm[Any] | None = None
         self.board: Any = None
         self.best: float | None = None
@@ -209,6 +217,7 @@ class RunRecorder(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Complete the checkpoint that was just written."""
         PartialState().wait_for_everyone()  # every process writes its random state
+        self.progress.since_evaluation = self.since_evaluation()
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             (checkpoint / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing reads it

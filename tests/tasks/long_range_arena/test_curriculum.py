@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from refusals import refusal
 
+from diffmix.errors import RequestError
 from diffmix.tasks import load_task
 from diffmix.tasks.long_range_arena import curriculum
 from diffmix.tasks.long_range_arena.expressions import evaluate, to_text
@@ -73,6 +74,15 @@ def test_what_the_test_split_tells_of_official_files_joins_the_facts(tmp_path):
     assert len(task.load_test()) == 20
     assert "yardstick_majority" in task.facts
     assert task.facts["train_rows"] == 200
+
+
+@pytest.mark.parametrize("held", ["val", "test"])
+def test_given_files_with_short_expressions_take_no_easier_ones(tmp_path, held):
+    long, short = f"[SM {'1 ' * 40}]\t0", "[MAX 2 9 ]\t9"
+    for split in ("train", "val", "test"):
+        (tmp_path / f"basic_{split}.tsv").write_text(f"Source\tTarget\n{short if split == held else long}\n")
+    with pytest.raises(RequestError, match="one of 4, which could be the same: leave few_arguments out"):
+        load_task("listops", data=tmp_path, extra_train=("few_arguments",), on_notice=lambda _: None).load_test()
 
 
 def test_a_set_that_is_given_twice_is_refused():

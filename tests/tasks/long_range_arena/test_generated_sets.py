@@ -127,11 +127,20 @@ def test_sets_are_read_from_data_and_others_are_refused(tmp_path):
     assert "holds a generated set of the task 'listops'" in refusal("listops_short", data=made.folder)
     assert "holds no set.json" in refusal("pathfinder", data=tmp_path)
     assert "does not exist" in refusal("listops", data=tmp_path / "none")
+    labels = np.load(made.folder / "validation.labels.npy")
+    np.save(made.folder / "validation.labels.npy", (labels + (np.arange(20) == 7)) % 10)
+    assert "of row 8, which has another value; generate" in refusal("listops", data=made.folder)
     np.save(made.folder / "train.labels.npy", np.full(60, 10, dtype=np.uint8))
     assert "over 9" in refusal("listops", data=made.folder)
     header = json.loads((made.folder / "set.json").read_text())
     (made.folder / "set.json").write_text(json.dumps({**header, "format": 99}))
     assert "format 99" in refusal("listops", data=made.folder)
+
+
+def test_a_place_that_is_none_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RequestError, match="give a new or empty folder"):
+        generated.write_generated("listops", tmp_path / "file/x")
 
 
 TWO = """

@@ -59,6 +59,7 @@ def with_easier(task: TaskData, names: Sequence[str], on_notice: Callable[[str],
     own = task.train
     assert isinstance(own, Examples)
     assert isinstance(own.input_ids, TokenRows)
+    _check_shorter(names, task.validation, "validation")
     ids, labels = [own.input_ids], [own.labels]
     for name in names:
         distinct = min(len(own), _DISTINCT.get(name, len(own)))
@@ -73,10 +74,24 @@ def with_easier(task: TaskData, names: Sequence[str], on_notice: Callable[[str],
 
     def load_test() -> Examples | None:
         test = task.load_test()
+        if test is not None:
+            _check_shorter(names, test, "test")
         facts.update(task.facts | added)  # which may tell more now
         return test
 
     return dataclasses.replace(task, train=train, load_test=load_test, facts=facts)
+
+
+def _check_shorter(names: Sequence[str], held: Examples, split: str) -> None:
+    """Of data that were given: nothing that joins train may stand in what is held out."""
+    assert isinstance(held.input_ids, TokenRows)
+    shortest = int(held.input_ids.lengths.min(initial=10**9))
+    for name in names:
+        if EASIER[name].max_length >= shortest:
+            raise RequestError(
+                f"extra_train: {name} has expressions of up to {EASIER[name].max_length} symbols, and {split} one of {shortest}, "
+                f"which could be the same: leave {name} out"
+            )
 
 
 def _easier_set(name: str, rows: int, on_notice: Callable[[str], None]) -> GeneratedSet:

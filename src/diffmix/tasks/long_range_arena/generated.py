@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diffmix.errors import RunError
+from diffmix.errors import RequestError, RunError
 from diffmix.tasks.examples import TaskData
 from diffmix.tasks.long_range_arena.cache import GeneratedSet, cached_set, open_ids, read_set, save_array, write_set
 from diffmix.tasks.long_range_arena.chunks import in_order
@@ -22,11 +22,13 @@ from diffmix.tasks.long_range_arena.paddles import PathfinderParameters
 from diffmix.tasks.long_range_arena.pathfinder import PATHFINDER, PATHFINDER_X, draw
 from diffmix.tasks.long_range_arena.yardsticks import yardsticks
 from diffmix.tasks.splits import Cut, Facts, describe_limit, limited
+from diffmix.tasks.token_rows import TokenRows
 
 SEED = 0  # of the sets, which runs with any seed share
 DIGITS = tuple(str(digit) for digit in range(10))
 CONNECTED = ("not connected", "connected")
 _IMAGES_AT_ONCE = 256
+_CHECKED_ROWS = 4096  # of a split: what is wrong throughout is wrong there
 _VERSION = 1  # raise it when the same parameters give other data
 
 
@@ -71,7 +73,29 @@ def given_set(name: str, data: Path) -> GeneratedSet | None:
     if found is not None:
         task = GENERATED[name]
         found.check_ids(max(0, 1 - task.shift), min(255, task.vocab_size - task.shift - 1))
+        if isinstance(task.content, Grammar):
+            _check_values(found)
     return found
+
+
+def _check_values(found: GeneratedSet) -> None:
+    """Of a ListOps set from elsewhere, whether labels are the values of their rows. Raises RequestError."""
+    for split in ("train", "validation", "test"):
+        rows = found.split(split, len(DIGITS))
+        rows = rows.take(np.arange(min(_CHECKED_ROWS, len(rows))))
+        assert isinstance(rows.input_ids, TokenRows)
+        ids, lengths = np.concatenate([rows.input_ids[row] for row in range(len(rows))]), rows.input_ids.lengths
+        try:
+            wrong = check_labels(Expressions(ids, np.concatenate([[0], np.cumsum(lengths)]), rows.labels))
+        except ValueError as error:
+            raise RequestError(
+                f"{found.folder}: {split} holds what is no expression: {error}; generate the set again"
+            ) from None
+        if len(wrong):
+            raise RequestError(
+                f"{found.folder}: {split}.labels.npy says {rows.labels[wrong[0]]} of row {wrong[0] + 1}, which has another "
+                "value; generate the set again"
+            )
 
 
 def own_set(name: str, on_notice: Callable[[str], None]) -> GeneratedSet:
@@ -88,7 +112,12 @@ def name_in_cache(name: str, parameters: Mapping[str, Any]) -> str:
 
 def write_generated(name: str, folder: Path) -> GeneratedSet:
     """Generate the set of a task into `folder`, which is new or empty."""
-    return write_set(folder, name, GENERATED[name].parameters(), lambda temporary: _make(name, temporary))
+    try:
+        return write_set(folder, name, GENERATED[name].parameters(), lambda temporary: _make(name, temporary))
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise RequestError(
+            f"{error.filename or folder}: {error.strerror}; give a new or empty folder that may be written"
+        ) from None
 
 
 def to_task(name: str, found: GeneratedSet, how: Cut) -> TaskData:
