@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -197,3 +198,36 @@ def test_a_set_is_written_into_the_folder_one_is_in(tmp_path, monkeypatch):
     generated.write_generated("listops", Path())
     assert read_set(here, "listops") is not None
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+MANY = """
+import os, time
+from diffmix.tasks.long_range_arena.chunks import in_order
+
+def work(number):
+    time.sleep(0.2)
+    return os.getpid()
+
+for worker in in_order(work, 2):
+    print(worker, flush=True)
+"""
+
+
+def runs(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux which processes run")
+def test_workers_end_with_a_process_that_is_killed():
+    with subprocess.Popen([sys.executable, "-c", MANY], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        workers = {int(process.stdout.readline()) for _ in range(6)}
+        process.kill()
+    assert process.pid not in workers
+    deadline = time.monotonic() + 30
+    while any(map(runs, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(runs, workers))

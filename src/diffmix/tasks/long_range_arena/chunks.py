@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import threading
+import time
 import warnings
 from collections.abc import Callable, Generator
 from itertools import count
@@ -16,8 +20,9 @@ def in_order(work: Callable[[int], Result], workers: int, pieces: int | None = N
     """work(0), work(1), … without end or `pieces` of them, computed ahead by `workers` processes; close it when enough was had.
 
     Processes, since threads that draw images wait for the interpreter's lock more than they work. The results do not depend on
-    their number.
+    their number. Workers end within seconds of a process that was killed: they hold what it held open, such as a study's lock.
     """
+    work = functools.partial(_worked, work, os.getpid())
     numbers = count() if pieces is None else range(pieces)
     results: Any = Parallel(n_jobs=workers, return_as="generator")(delayed(work)(number) for number in numbers)
     try:
@@ -27,3 +32,21 @@ def in_order(work: Callable[[int], Result], workers: int, pieces: int | None = N
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # pieces that were computed ahead are thrown away, as is meant
             results.close()
+
+
+def _worked(work: Callable[[int], Result], parent: int, number: int) -> Result:
+    if os.getpid() != parent:
+        _end_with(parent)
+    return work(number)
+
+
+@functools.cache
+def _end_with(parent: int) -> None:
+    """Have this process end when its parent does."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
