@@ -141,7 +141,7 @@ def test_json_keeps_a_pattern(pattern):
     assert torch.equal(again.dense(20), pattern.dense(20))
 
 
-def test_what_a_caller_writes_into_links_stays_his():
+def test_writing_into_the_links_changes_no_pattern():
     pattern = SparsePattern(2, 1, 2)
     before = pattern.dense(30)
     for links in pattern.links(30):

@@ -31,11 +31,8 @@ class Progress:
     """What a run has used and found so far; saved in every checkpoint, so that a resumed run counts on."""
 
     tokens: int = 0  # real ones, over all processes, up to the last evaluation
-    since_evaluation: tuple[int, int, int] = (
-        0,
-        0,
-        0,
-    )  # tokens, right answers, rows; of a checkpoint between evaluations
+    # Tokens, right answers and rows since then, of a checkpoint between two evaluations
+    since_evaluation: tuple[int, int, int] = (0, 0, 0)
     train_seconds: float = 0.0  # in training steps, without evaluations and checkpoints
     seconds: float = 0.0  # in all
     peak_memory_bytes: int = 0
