@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffmix.benchmarks.diffusion import diffusion
+from diffmix.benchmarks.diffusion import diffusion, kernels
 from diffmix.benchmarks.sparse_attention import LAYERS, OPERATORS, build_side, edge_list, flex, measure_sparse_attention
 from diffmix.benchmarks.specs import Options
 from diffmix.benchmarks.suites import run_benchmark
@@ -100,12 +100,19 @@ def test_on_cuda_the_candidates_are_compared():
         return {"seconds": slow * spec["tokens"], "peak_memory_bytes": slow * spec["tokens"]}
 
     options = Options(dtype="bf16", device="cuda", tokens=1024, repetitions=1)
-    result = diffusion(options, lambda _: None, lambda specs: [worker(spec) for spec in specs])
+    result = kernels(options, lambda _: None, lambda specs: [worker(spec) for spec in specs])
     ratios = {name: ratio["median"] for name, ratio in result["ratios"].items()}
     assert ratios["triton, faster than blocks"] == 2
     assert ratios["triton, memory of blocks"] == 0.5
     assert ratios["flex, faster than blocks"] == 0.2
     assert ratios["triton, time of twice the tokens"] == ratios["flex, time of twice the tokens"] == 2
+
+
+def test_kernels_are_measured_on_cuda():
+    with pytest.raises(
+        RequestError, match="device is cpu: kernels are measured on cuda; for a CPU there is bench diffusion"
+    ):
+        kernels(Options(dtype="fp32", device="cpu"), print, None)
 
 
 @pytest.mark.parametrize(

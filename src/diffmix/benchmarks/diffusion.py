@@ -1,7 +1,9 @@
-"""`diffmix bench diffusion`: what attention diffusion costs, as an operator and as a layer."""
+"""`diffmix bench diffusion` and `kernels`: what attention diffusion costs, as an operator and as a layer."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 from diffmix.benchmarks.harness import Notice, alternate, medians, ratio
@@ -28,34 +30,22 @@ def diffusion(options: Options, notice: Notice, workers: Any) -> dict[str, Any]:
     """Attention diffusion, forward with backward, with N tokens (16,384, or `tokens`): against torch's fused attention at N,
     against itself at 2N, against an edge list at N/4, against its definition at N or, where memory is short, N/4; and as a layer
     with its projections, of 1 and of 5 hops, against Hugging Face's Longformer attention at N/4: on that one's pattern, which has
-    no random links, and with them. On CUDA also its candidates for
-    that device at N and 2N: blocks, Triton kernels, and torch's `flex_attention` hop by hop."""
-    from diffmix.benchmarks.sparse_attention import CUDA_OPERATORS
+    no random links, and with them."""
     from diffmix.training.hardware import free_memory
 
-    tokens = options.tokens or TOKENS
-    if tokens < SHORTEST or tokens % SHORTEST:
-        raise RequestError(f"tokens is {tokens}: give a multiple of {SHORTEST}")
-    if options.dtype not in ("fp32", "bf16"):
-        raise RequestError(f"dtype is {options.dtype}: diffusion is measured in fp32 and bf16")
+    tokens = _tokens(options)
     short = tokens // 4
     needed = MATERIALISED * SHAPE["heads"] * tokens**2 * (4 if options.dtype == "fp32" else 2)
     free = free_memory()
     dense = tokens if free is None or needed < free else short
 
-    def side(name: str, length: int, hops: int = HOPS, alpha: float = ALPHA) -> dict[str, Any]:
-        fixed = {"dtype": options.dtype, "device": options.device, "steps": options.steps}
-        asked = {"side": name, "tokens": length, "pattern": PATTERN, "hops": hops, "alpha": alpha}
-        return {"kind": "sparse_attention", **asked, **SHAPE, **fixed}
-
+    side = functools.partial(_side, options)
     long = {
         f"ours/{tokens}": side("ours", tokens),
         f"ours/{2 * tokens}": side("ours", 2 * tokens),
         f"recompute/{tokens}": side("recompute", tokens),
         f"sdpa/{tokens}": side("sdpa", tokens),
     }
-    if options.device == "cuda":
-        long |= {f"{name}/{length}": side(name, length) for name in CUDA_OPERATORS for length in (tokens, 2 * tokens)}
     layers = {
         f"{name}/{short}": {**side("layer", short, hops, alpha), "pattern": pattern}
         for name, (hops, alpha, pattern) in MEASURED_LAYERS.items()
@@ -85,15 +75,53 @@ def diffusion(options: Options, notice: Notice, workers: Any) -> dict[str, Any]:
     for name in MEASURED_LAYERS:
         ratios[f"{name}, faster than Longformer's"] = ratio(longformer, runs[f"{name}/{short}"], "seconds")
         ratios[f"{name}, less memory than Longformer's"] = ratio(longformer, runs[f"{name}/{short}"], memory)
-    if options.device == "cuda":
-        blocked = runs[f"blocked/{tokens}"]
-        for name in CUDA_OPERATORS[1:]:
-            ratios[f"{name}, faster than blocks"] = ratio(blocked, runs[f"{name}/{tokens}"], "seconds")
-            ratios[f"{name}, memory of blocks"] = ratio(runs[f"{name}/{tokens}"], blocked, memory)
-            twice = runs[f"{name}/{2 * tokens}"]
-            ratios[f"{name}, time of twice the tokens"] = ratio(twice, runs[f"{name}/{tokens}"], "seconds")
+    return _result(tokens, runs, ratios)
+
+
+def kernels(options: Options, notice: Notice, workers: Any) -> dict[str, Any]:
+    """What may compute attention diffusion on CUDA, forward with backward, at N tokens (16,384, or `tokens`) and at 2N: blocks,
+    Triton kernels, and torch's `flex_attention` hop by hop; beside torch's fused attention."""
+    from diffmix.benchmarks.sparse_attention import CUDA_OPERATORS
+
+    if options.device != "cuda":
+        raise RequestError(
+            f"device is {options.device}: kernels are measured on cuda; for a CPU there is bench diffusion"
+        )
+    tokens = _tokens(options)
+    sides = {
+        f"{name}/{length}": _side(options, name, length) for name in CUDA_OPERATORS for length in (tokens, 2 * tokens)
+    }
+    sides |= {f"sdpa/{tokens}": _side(options, "sdpa", tokens)}
+    runs = alternate(sides, options.repetitions, notice=notice, workers=workers, together=True)
+    blocked, ratios = runs[f"blocked/{tokens}"], {}
+    for name in CUDA_OPERATORS:
+        once, twice = runs[f"{name}/{tokens}"], runs[f"{name}/{2 * tokens}"]
+        if name != "blocked":
+            ratios[f"{name}, faster than blocks"] = ratio(blocked, once, "seconds")
+            ratios[f"{name}, memory of blocks"] = ratio(once, blocked, "peak_memory_bytes")
+        ratios[f"{name}, time of twice the tokens"] = ratio(twice, once, "seconds")
+    return _result(tokens, runs, ratios)
+
+
+def _tokens(options: Options) -> int:
+    """The tokens of a row. Raises RequestError for what cannot be measured."""
+    tokens = options.tokens or TOKENS
+    if tokens < SHORTEST or tokens % SHORTEST:
+        raise RequestError(f"tokens is {tokens}: give a multiple of {SHORTEST}")
+    if options.dtype not in ("fp32", "bf16"):
+        raise RequestError(f"dtype is {options.dtype}: diffusion is measured in fp32 and bf16")
+    return tokens
+
+
+def _side(options: Options, name: str, length: int, hops: int = HOPS, alpha: float = ALPHA) -> dict[str, Any]:
+    fixed = {"dtype": options.dtype, "device": options.device, "steps": options.steps}
+    asked = {"side": name, "tokens": length, "pattern": PATTERN, "hops": hops, "alpha": alpha}
+    return {"kind": "sparse_attention", **asked, **SHAPE, **fixed}
+
+
+def _result(tokens: int, runs: Mapping[str, Any], ratios: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "settings": {"tokens": tokens, **SHAPE, "pattern": PATTERN, "hops": HOPS, "alpha": ALPHA},
         "sides": medians(runs),
-        "ratios": ratios,
+        "ratios": dict(ratios),
     }

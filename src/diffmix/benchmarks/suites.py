@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffmix.benchmarks.diffusion import diffusion
+from diffmix.benchmarks.diffusion import diffusion, kernels
 from diffmix.benchmarks.generation import generation
 from diffmix.benchmarks.harness import Notice, Workers, alternate, medians, ratio, run_workers
 from diffmix.benchmarks.long_range import long_range
@@ -331,6 +331,7 @@ BENCHMARKS: dict[str, Callable[[Options, Notice, Any], dict[str, Any]]] = {
         parts,
         heat_kernel,
         diffusion,
+        kernels,
         long_range,
         generation,
         paper_memory,
@@ -344,6 +345,7 @@ DEFAULT_RECIPE = {
     "parts": None,
     "heat_kernel": None,
     "diffusion": None,
+    "kernels": None,
     "long_range": None,
     "generation": None,
     "paper_memory": "imdb_paper",

@@ -10,8 +10,8 @@ import typer
 from diffmix.errors import RequestError
 
 NAMES = (
-    "distilbert, obvious, scaling, operators, parts, heat_kernel, diffusion, long_range, generation, paper_memory, "
-    "convergence, equilibrium, swap"
+    "distilbert, obvious, scaling, operators, parts, heat_kernel, diffusion, kernels, long_range, generation, "
+    "paper_memory, convergence, equilibrium, swap"
 )
 
 

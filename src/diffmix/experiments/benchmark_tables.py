@@ -234,6 +234,7 @@ BENCHMARK_TABLES: dict[str, Callable[..., str]] = {
     "parts": parts_table,
     "heat_kernel": heat_kernel_table,
     "diffusion": diffusion_table,
+    "kernels": diffusion_table,
     "long_range": long_range_table,
     "generation": generation_table,
     "paper_memory": paper_memory_table,
