@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from diffmix.errors import RequestError
 from diffmix.models import DiffmixConfig, DiffmixForSequenceClassification
-from diffmix.tasks.long_range_arena.curriculum import EASIER
+from diffmix.tasks.long_range_arena.curriculum import EASIER, EASIER_IMAGES
 from diffmix.tasks.long_range_arena.generated import GENERATED
 from diffmix.training.recipe import Recipe, load_recipe, recipe_from_mapping, shipped_recipes
 
@@ -67,12 +67,15 @@ def test_the_third_papers_shape_is_at_hand():
     assert 240 < degree["mean_degree"] < 260  # a window of 65, 64 global and as many that hear all, 64 random links
 
 
-def test_easier_listops_stand_in_listops_recipes_alone_and_are_shorter_than_its_own():
+def test_easier_sets_stand_in_recipes_that_take_them():
     recipes = [load_recipe(name) for name in shipped_recipes()]
     taking = {recipe.task: recipe.extra_train for recipe in recipes if recipe.extra_train}
-    assert set(taking) == {"listops", "listops_short"}
+    assert set(taking) <= {"listops", "listops_short", "pathfinder", "pathfinder_x"}
     for task, names in taking.items():
-        assert all(EASIER[name].max_length < GENERATED[task].content.min_length for name in names)
+        if task.startswith("listops"):
+            assert all(EASIER[name].max_length < GENERATED[task].content.min_length for name in names)
+        else:
+            assert set(names) <= set(EASIER_IMAGES)
 
 
 def test_listops_goes_on_from_the_steps_of_listops_short(tmp_path):

@@ -41,8 +41,8 @@ def load_task(
     file; None takes $DIFFMIX_DATA, then the hub. validation_fraction: of train, where the source has no validation split
     (text_file: for a missing test split too). seed: of these cuts, fixed so that runs with different training seeds share
     them. *_column: column names of text_file; None finds usual ones. extra_train: names of further files in the data set's
-    folder whose rows join train; for ListOps, of easier sets (one_operator, two_levels, …). limit: at most this many rows of
-    each split. stream: text_file only; None reads train from disk in every epoch where memory would not hold it.
+    folder whose rows join train; for generated tasks, of easier sets (one_operator, contours_6, …). limit: at most this many rows
+    of each split. stream: text_file only; None reads train from disk in every epoch where memory would not hold it.
 
     Raises RequestError, one line with the place and the mend.
     """

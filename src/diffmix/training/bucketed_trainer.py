@@ -14,6 +14,8 @@ from diffmix.errors import RunError
 from diffmix.training.batching import LengthBucketedBatches, StreamedBatches
 from diffmix.training.callbacks import MovingAverage, Progress, RunRecorder
 
+_MASKS = {"input_ids": "attention_mask", "input_ids_pair": "attention_mask_pair"}
+
 
 class BucketedTrainer(Trainer):
     """transformers' Trainer with our batches, a loss averaged over the global batch, and our own validation.
@@ -46,8 +48,13 @@ class BucketedTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The batches, as this process's share: nothing shards them again."""
         if isinstance(self.batches, StreamedBatches):
-            return DataLoader(self.batches, batch_size=None, collate_fn=self.data_collator)
-        return DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator)  # pyright: ignore[reportArgumentType]
+            return DataLoader(self.batches, batch_size=None, collate_fn=self._collate)
+        return DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self._collate)  # pyright: ignore[reportArgumentType]
+
+    def _collate(self, rows: Any) -> dict[str, torch.Tensor]:
+        """A batch without masks that mask nothing, such as those of images: models look at them on CPUs alone."""
+        batch = self.data_collator(rows)
+        return {name: values for name, values in batch.items() if name not in _MASKS.values() or not bool(values.all())}
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Matrices decay; biases, norms and step sizes do not."""
@@ -62,9 +69,9 @@ class BucketedTrainer(Trainer):
     ) -> Any:
         """The summed loss over the global batch's labels, times the processes that average their gradients."""
         assert num_items_in_batch is not None  # the Trainer counts, because we gave it a loss function
-        self._tokens = self._tokens + sum(
-            inputs[name].sum() for name in ("attention_mask", "attention_mask_pair") if name in inputs
-        )
+        for ids, mask in _MASKS.items():
+            if ids in inputs:
+                self._tokens = self._tokens + (inputs[mask].sum() if mask in inputs else inputs[ids].numel())
         self._examples += len(inputs["input_ids"])
         summed, correct = self.objective(model, dict(inputs))
         self._counts_correct = correct is not None

@@ -53,7 +53,7 @@ class Recipe:
     text_column: str | None = _key(None)
     pair_column: str | None = _key(None)
     label_column: str | None = _key(None)
-    extra_train: tuple[str, ...] = _key(())  # appended to train: further files of the data set's folder, easier ListOps
+    extra_train: tuple[str, ...] = _key(())  # appended to train: further files of the data set's folder, easier sets
     validation_fraction: float = _key(0.1, above=0, high=0.5)  # of train, where the source has no validation split
     limit: int | None = _key(None, low=1)  # rows (windows of a language model) per split, for trials
     max_tokens: int | None = _key(None, low=1)  # of train, of a language model

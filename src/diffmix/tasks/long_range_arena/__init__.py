@@ -32,10 +32,10 @@ def load_long_range_arena(
 
     Generated tasks take the set or the official files that `data` holds, else the official files under $DIFFMIX_DATA, else the
     set of the cache, which is generated where it is not there yet. `lra_text` is IMDB (give its recipe the tokenizer `bytes`) and
-    `lra_image` CIFAR-10 made grey. `extra_train`: easier sets that join the train rows of ListOps, see `curriculum`.
+    `lra_image` CIFAR-10 made grey. `extra_train`: easier sets that join the train rows of generated tasks, see `curriculum`.
     Raises RequestError.
     """
-    if extra_train and name not in LISTOPS_TASKS:
+    if extra_train and name not in GENERATED_TASKS:
         raise RequestError(f"extra_train: task {name!r} takes none, got {extra_train!r}; leave it out")
     root = None if data is None else Path(data)
     if root is not None and not root.is_dir():

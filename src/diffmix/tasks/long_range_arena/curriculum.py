@@ -1,10 +1,13 @@
-"""Easier ListOps beside a task's own: short expressions teach in minutes what long ones hide for hours.
+"""Easier rows beside a task's own: short expressions and short contours teach in minutes what long ones hide for hours.
 
 A model that sees only long expressions hears the root's operator and little else for thousands of steps: the gradient of the
 rest is lost among hundreds of symbols. In an expression of one operator nothing hides it. SM, the sum modulo 10, needs more: two
 or three digits show it, longer sums beside them hide it again, and a model that learned it on digits alone fails where arguments
 are operators. So the easier sets join train as `extra_train`, and the recipe key `length_warmup` lets longer ones join the short
 ones little by little; validation and test stay what they are.
+
+In Pathfinder no part of the way between two dots tells anything, and contours of 14 strokes are long ways: a model guesses for
+thousands of steps. The benchmark's generator has contours of 6 and of 9 strokes, too (its levels "easy" and "intermediate").
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from diffmix.errors import RequestError
 from diffmix.tasks.examples import Examples, TaskData
 from diffmix.tasks.long_range_arena.cache import GeneratedSet, cached_set, save_array
-from diffmix.tasks.long_range_arena.generated import DIGITS, GENERATED, name_in_cache, processors
+from diffmix.tasks.long_range_arena.generated import GENERATED, name_in_cache, processors, write_images
 from diffmix.tasks.long_range_arena.listops import Grammar, generate
+from diffmix.tasks.long_range_arena.paddles import PathfinderParameters
 from diffmix.tasks.token_rows import TokenRows
 
 EASIER = {
@@ -31,29 +36,34 @@ EASIER = {
     "short": Grammar(32, 128),
     "middle": Grammar(129, 500),
 }
+EASIER_IMAGES = {"contours_6": 6, "contours_9": 9}  # strokes of a contour
 _DISTINCT = {"few_arguments": 4 * (10**2 + 10**3)}  # expressions that there are; their rows are repeated
 SEED = 1  # the task's own sets are drawn with 0
 _VERSION = 1  # raise it when the same parameters give other data
 
 
 def with_easier(task: TaskData, names: Sequence[str], on_notice: Callable[[str], None]) -> TaskData:
-    """The task with as many rows of each of EASIER's sets in train as train has of its own, drawn once and cached.
+    """The task with as many rows of each easier set in train as train has of its own, drawn once and cached.
 
-    Of the shortest there are not so many: each comes several times.
+    Of the shortest expressions there are not so many: each comes several times.
 
-    Only sets whose expressions are all shorter than the task's are taken, so that none stands in validation or test.
-    Raises RequestError.
+    Of ListOps only sets whose expressions are all shorter than the task's are taken, so that none stands in validation or test;
+    images of shorter contours cannot. Raises RequestError.
     """
     for name in names:
         if names.count(name) > 1:
             raise RequestError(f"extra_train: {name!r} is given twice; give it once")
-    grammar = GENERATED[task.name].content
-    assert isinstance(grammar, Grammar)
-    fitting = [name for name, easier in EASIER.items() if easier.max_length < grammar.min_length]
+    generated = GENERATED[task.name]
+    content = generated.content
+    if isinstance(content, Grammar):
+        fitting = [name for name, easier in EASIER.items() if easier.max_length < content.min_length]
+        what = "expressions"
+    else:
+        fitting, what = list(EASIER_IMAGES), "contours"
     for name in names:
         if name not in fitting:
             raise RequestError(
-                f"extra_train: {task.name} takes {', '.join(fitting) or 'none'}, whose expressions are shorter than its own, got "
+                f"extra_train: {task.name} takes {', '.join(fitting) or 'none'}, whose {what} are shorter than its own, got "
                 f"{name!r}"
             )
     own = task.train
@@ -63,13 +73,17 @@ def with_easier(task: TaskData, names: Sequence[str], on_notice: Callable[[str],
     ids, labels = [own.input_ids], [own.labels]
     for name in names:
         distinct = min(len(own), _DISTINCT.get(name, len(own)))
-        easier = _easier_set(name, distinct, on_notice).split("train", len(DIGITS))
+        if isinstance(content, Grammar):
+            found = _easier_expressions(name, distinct, on_notice)
+        else:
+            found = _easier_images(task.name, content, name, distinct, on_notice)
+        easier = found.split("train", len(task.label_names), generated.shift)
         easier = easier.take(np.resize(np.arange(distinct), len(own)))
         assert isinstance(easier.input_ids, TokenRows)
         ids.append(easier.input_ids)
         labels.append(easier.labels)
     train = Examples(np.concatenate(labels), input_ids=TokenRows.concatenate(ids))
-    added = {"train_rows": len(train), "extra_train": f"{', '.join(names)}: {len(own):,} shorter expressions each"}
+    added = {"train_rows": len(train), "extra_train": f"{', '.join(names)}: {len(own):,} rows of shorter {what} each"}
     facts = task.facts | added
 
     def load_test() -> Examples | None:
@@ -86,7 +100,7 @@ def _check_shorter(names: Sequence[str], held: Examples, split: str) -> None:
     """Of data that were given: nothing that joins train may stand in what is held out."""
     assert isinstance(held.input_ids, TokenRows)
     shortest = int(held.input_ids.lengths.min(initial=10**9))
-    for name in names:
+    for name in set(names) & set(EASIER):
         if EASIER[name].max_length >= shortest:
             raise RequestError(
                 f"extra_train: {name} has expressions of up to {EASIER[name].max_length} symbols, and {split} one of {shortest}, "
@@ -94,7 +108,7 @@ def _check_shorter(names: Sequence[str], held: Examples, split: str) -> None:
             )
 
 
-def _easier_set(name: str, rows: int, on_notice: Callable[[str], None]) -> GeneratedSet:
+def _easier_expressions(name: str, rows: int, on_notice: Callable[[str], None]) -> GeneratedSet:
     """The first rows of one of EASIER's sets, from the cache, drawn first where they are not there yet."""
     parameters = {"seed": SEED, "version": _VERSION, "rows": rows, **dataclasses.asdict(EASIER[name])}
 
@@ -106,3 +120,21 @@ def _easier_set(name: str, rows: int, on_notice: Callable[[str], None]) -> Gener
 
     task = f"listops {name}"
     return cached_set(name_in_cache(f"listops-{name}", parameters), task, parameters, make, on_notice)
+
+
+def _easier_images(
+    task: str, content: PathfinderParameters, name: str, rows: int, on_notice: Callable[[str], None]
+) -> GeneratedSet:
+    """The first rows of one of EASIER_IMAGES' sets, drawn like those of the task but for the length of contours."""
+    strokes = EASIER_IMAGES[name]
+    easier = dataclasses.replace(
+        content, contour_length=strokes, distractor_length=strokes // 3, block=min(content.block, strokes)
+    )
+    parameters = {"seed": SEED, "version": _VERSION, "rows": rows, **dataclasses.asdict(easier)}
+
+    def make(folder: Path) -> dict[str, Any]:
+        with tqdm(total=rows, desc=f"{task} {name}", unit=" rows", disable=None) as bar:
+            write_images(easier, rows, (SEED, 0), folder, "train", processors(), bar.update)
+        return {}
+
+    return cached_set(name_in_cache(f"{task}-{name}", parameters), f"{task} {name}", parameters, make, on_notice)

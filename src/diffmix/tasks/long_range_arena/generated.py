@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -202,28 +202,40 @@ def _make_pathfinder(
     progress: Callable[[int], object],
 ) -> dict[str, Any]:
     """Draw and write split by split; every split has half of each label where its rows are even."""
-    pixels = parameters.side**2
-    total, chunk = 0, -(-_IMAGES_AT_ONCE // (2 * len(parameters.paddle_margins))) * 2 * len(parameters.paddle_margins)
+    total = 0
     for number, (split, count) in enumerate(zip(("train", "validation", "test"), rows, strict=True)):
-        ids, labels = open_ids(folder, split, count * pixels), np.empty(count, dtype=np.uint8)
-        pieces = in_order(
-            lambda piece, number=number: draw(parameters, chunk, np.random.default_rng([SEED, number, piece])),
-            workers,
-            -(-count // chunk),
-        )
-        for first in range(0, count, chunk):
-            images, drawn = next(pieces)
-            here = slice(first, min(first + chunk, count))
-            kept = _balanced(drawn, here.stop - here.start)
-            ids[here.start * pixels : here.stop * pixels] = images[kept].reshape(-1)
-            labels[here] = drawn[kept]
-            progress(here.stop - here.start)
-        pieces.close()
-        del ids  # flushes it
-        save_array(folder, split, "offsets", np.arange(count + 1) * pixels)
-        save_array(folder, split, "labels", labels)
-        total += int(labels.sum())
+        total += write_images(parameters, count, (SEED, number), folder, split, workers, progress)
     return {"connected_share": round(total / sum(rows), 4)}
+
+
+def write_images(
+    parameters: PathfinderParameters,
+    count: int,
+    seed: Sequence[int],
+    folder: Path,
+    split: str,
+    workers: int,
+    progress: Callable[[int], object],
+) -> int:
+    """Draw `count` images of `seed` and write them as a split; how many have label 1."""
+    pixels, margins = parameters.side**2, len(parameters.paddle_margins)
+    chunk = -(-_IMAGES_AT_ONCE // (2 * margins)) * 2 * margins
+    ids, labels = open_ids(folder, split, count * pixels), np.empty(count, dtype=np.uint8)
+    pieces = in_order(
+        lambda piece: draw(parameters, chunk, np.random.default_rng([*seed, piece])), workers, -(-count // chunk)
+    )
+    for first in range(0, count, chunk):
+        images, drawn = next(pieces)
+        here = slice(first, min(first + chunk, count))
+        kept = _balanced(drawn, here.stop - here.start)
+        ids[here.start * pixels : here.stop * pixels] = images[kept].reshape(-1)
+        labels[here] = drawn[kept]
+        progress(here.stop - here.start)
+    pieces.close()
+    del ids  # flushes it
+    save_array(folder, split, "offsets", np.arange(count + 1) * pixels)
+    save_array(folder, split, "labels", labels)
+    return int(labels.sum())
 
 
 def _balanced(labels: np.ndarray, count: int) -> np.ndarray:
