@@ -249,6 +249,23 @@ def test_batch_norm_counts_real_tokens_only():
     torch.testing.assert_close(norm.running_var, oracle.running_var)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_batch_norm_is_the_same_with_a_mask_that_masks_nothing(dtype):
+    found = []
+    for mask in (None, torch.ones(2, 6, dtype=torch.bool)):
+        norm = make("batch_norm", DiffmixModel).train().layers[0].norm
+        if dtype is torch.float64:
+            norm.double()
+        torch.manual_seed(0)
+        tokens = torch.randn(2, 6, 16, dtype=dtype, requires_grad=True)
+        out = norm(tokens, mask)
+        assert out.dtype == dtype
+        gradients = torch.autograd.grad((out * torch.randn_like(out)).sum(), [tokens, norm.weight, norm.bias])
+        found.append((out, *gradients, norm.running_mean, norm.running_var, norm.num_batches_tracked))
+        assert norm(tokens[:1, :1], None if mask is None else mask[:1, :1]).isfinite().all()  # a token has no variance
+    torch.testing.assert_close(*found)
+
+
 def test_pair_model_is_two_towers_with_shared_weights():
     model = make("own_steps", DiffmixForSequencePairClassification)
     first, second = torch.randint(1, 50, (2, 5)), torch.randint(1, 50, (2, 8))

@@ -51,14 +51,23 @@ class MaskedBatchNorm(nn.BatchNorm1d):
             return F.batch_norm(
                 hidden.flatten(0, 1), self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             ).unflatten(0, hidden.shape[:2])
+        if padding_mask is None and hidden.shape[0] * hidden.shape[1] > 1:
+            self.num_batches_tracked.add_(1)  # pyright: ignore
+            return F.batch_norm(
+                hidden.flatten(0, 1),
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                training=True,
+                momentum=self.momentum or 0.0,
+                eps=self.eps,
+            ).unflatten(0, hidden.shape[:2])
         tokens = hidden.float() if hidden.dtype in (torch.bfloat16, torch.float16) else hidden
-        if padding_mask is None:
-            count = torch.tensor(tokens.shape[0] * tokens.shape[1], device=hidden.device, dtype=tokens.dtype)
-            real = torch.ones((), device=hidden.device, dtype=tokens.dtype)
-        else:
-            real = padding_mask.unsqueeze(-1).to(tokens.dtype)
-            count = real.sum().clamp(min=1)
-            tokens = tokens.masked_fill(~padding_mask.unsqueeze(-1), 0.0)
+        mask = hidden.new_ones(hidden.shape[:2], dtype=torch.bool) if padding_mask is None else padding_mask
+        real = mask.unsqueeze(-1).to(tokens.dtype)
+        count = real.sum().clamp(min=1)
+        tokens = tokens.masked_fill(~mask.unsqueeze(-1), 0.0)
         mean = tokens.sum((0, 1)) / count
         variance = (((tokens - mean) * real) ** 2).sum((0, 1)) / count
         with torch.no_grad():

@@ -7,7 +7,7 @@ are operators. So the easier sets join train as `extra_train`, and the recipe ke
 ones little by little; validation and test stay what they are.
 
 In Pathfinder no part of the way between two dots tells anything, and contours of 14 strokes are long ways: a model guesses for
-thousands of steps. The benchmark's generator has contours of 6 and of 9 strokes, too (its levels "easy" and "intermediate").
+thousands of steps. Of contours of 3 strokes it sees the whole way at once; those of 6 and 9 are the generator's own easier levels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EASIER = {
     "short": Grammar(32, 128),
     "middle": Grammar(129, 500),
 }
-EASIER_IMAGES = {"contours_6": 6, "contours_9": 9}  # strokes of a contour
+EASIER_IMAGES = {"contours_3": 3, "contours_6": 6, "contours_9": 9}  # strokes of a contour
 _DISTINCT = {"few_arguments": 4 * (10**2 + 10**3)}  # expressions that there are; their rows are repeated
 SEED = 1  # the task's own sets are drawn with 0
 _VERSION = 1  # raise it when the same parameters give other data
