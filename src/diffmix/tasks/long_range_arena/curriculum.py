@@ -7,7 +7,7 @@ are operators. So the easier sets join train as `extra_train`, and the recipe ke
 ones little by little; validation and test stay what they are.
 
 In Pathfinder no part of the way between two dots tells anything, and contours of 14 strokes are long ways: a model guesses for
-thousands of steps. Of contours of 3 strokes it sees the whole way at once; those of 6 and 9 are the generator's own easier levels.
+thousands of steps. Of contours of 3 strokes it sees the whole way; those of 6 and 9 are the generator's own easier levels.
 """
 
 from __future__ import annotations
