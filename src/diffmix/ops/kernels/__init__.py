@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "blocked", "triton")
-CUDA_BACKEND = "blocked"  # of "auto" on CUDA; to become "triton" when a measurement on a GPU says that it is faster
+CUDA_BACKEND = "triton"  # of "auto" on CUDA, where kernels can take the states: `diffmix bench kernels`
 _WIDEST = 128  # channels of a head: wider ones leave no room for the operands of a step
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
