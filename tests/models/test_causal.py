@@ -11,6 +11,7 @@ from diffmix import DiffmixConfig, DiffmixForCausalLM
 VARIANTS = {
     "neighbor": {"neighbor_offsets": [-3, -1, 0, 1]},
     "neighbor_by_step": {"neighbor_offsets": [[-1, 0, 1], [-2, 0]], "gated_mlp": True},
+    "neighbor_tracks": {"neighbor_offsets": [[-1, 0, 1], [-2, 0]], "neighbor_tracks": True},
     "neighbor_shared": {"neighbor_shared_steps": True, "neighbor_update": "mlp_then_mix"},
     "neighbor_learned_positions": {"position_embedding": "learned"},
     "softmax": {"mixer": "softmax"},

@@ -47,6 +47,8 @@ def test_survives_a_round_trip(tmp_path, offsets):
         ({"neighbor_offsets": [[0], [1, 2]], "is_causal": True}, "a causal model hears none of [1, 2]"),
         ({"neighbor_alpha_mode": "residual"}, "give norm_placement='pre'"),
         ({"hidden_size": 30, "neighbor_heads": 4}, "neighbor_heads is 4"),
+        ({"neighbor_tracks": True, "hidden_size": 2, "num_attention_heads": 1}, "3 offsets for 2 channels"),
+        ({"neighbor_tracks": True, "neighbor_heads": 2}, "neighbor_tracks is True but neighbor_heads is 2"),
         ({"mixer": "softmax", "hidden_size": 30}, "num_attention_heads is 4"),
         ({"mixer": "softmax", "hidden_size": 12}, "even number of channels"),
         ({"mixer": "softmax", "norm_placement": "post"}, "norm_placement is 'post'"),

@@ -33,6 +33,12 @@ VARIANTS = {
         "gated_mlp": True,
     },
     "powers_of_two": {"neighbor_offsets": [-4, -2, -1, 0, 1, 2, 4], "neighbor_heads": 2, "pooling": "max"},
+    "tracks": {
+        "neighbor_offsets": [[-1, 0, 1], [-4, -2, 0, 2, 4]],
+        "neighbor_tracks": True,
+        "neighbor_alpha_mode": "residual",
+        "norm_placement": "pre",
+    },
     "paper_equation": {"neighbor_update": "mlp_then_mix", "pooling": "first"},
     "batch_norm": {"norm": "batch", "norm_placement": "pre"},
     "learned_positions": {"position_embedding": "learned"},

@@ -36,6 +36,9 @@ def problems(draw, dtype=torch.float64):
     shape = (len(offsets), out, channels) if heads is None else (len(offsets), heads, out, channels)
     weight = torch.randn(shape, generator=generator, dtype=dtype)
     hidden = torch.randn(batch, tokens, channels * (heads or 1), generator=generator, dtype=dtype)
+    if draw(st.integers(0, 3)) == 0:  # tracks
+        weight, channels = None, len(offsets) + draw(st.integers(0, 3))
+        hidden = torch.randn(batch, tokens, channels, generator=generator, dtype=dtype)
     mask = None
     if draw(st.booleans()):
         mask = torch.rand(batch, tokens, generator=generator) < draw(st.sampled_from([0.0, 0.5, 0.9, 1.0]))
@@ -43,12 +46,14 @@ def problems(draw, dtype=torch.float64):
 
 
 def value_and_gradients(function, hidden, weight, offsets, mask, boundary, upstream_seed=0):
-    hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    inputs = [hidden := hidden.clone().requires_grad_()]
+    if weight is not None:
+        inputs.append(weight := weight.clone().requires_grad_())
     out = function(hidden, weight, offsets, padding_mask=mask, boundary=boundary)
     if mask is not None:
         out = out.masked_fill(~mask.unsqueeze(-1), 0.0)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(upstream_seed), dtype=torch.float64)
-    gradients = torch.autograd.grad((out * upstream.to(out.dtype)).sum(), (hidden, weight))
+    gradients = torch.autograd.grad((out * upstream.to(out.dtype)).sum(), inputs)
     return out.detach(), *gradients
 
 
@@ -64,7 +69,9 @@ def test_equals_the_definition_in_value_and_gradients(problem):
 def test_equals_the_definition_in_single_precision(problem):
     hidden, weight, *rest = problem
     fast = value_and_gradients(neighbor_diffusion, hidden, weight, *rest)
-    plain = value_and_gradients(reference.neighbor_diffusion, hidden.double(), weight.double(), *rest)
+    plain = value_and_gradients(
+        reference.neighbor_diffusion, hidden.double(), None if weight is None else weight.double(), *rest
+    )
     for got, expected in zip(fast, plain, strict=True):
         torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
 
@@ -121,6 +128,16 @@ def test_the_definition_by_hand():
     assert wrap.flatten().tolist() == [240.0, 410.0, 120.0]
 
 
+def test_tracks_by_hand():
+    hidden = torch.tensor(
+        [[[1.0, 10.0, 100.0], [2.0, 20.0, 200.0], [4.0, 40.0, 400.0]]]
+    )  # two channels move, one stays
+    out = neighbor_diffusion(hidden, None, (-1, 0))
+    assert out.tolist() == [[[0.0, 0.0, 100.0], [1.0, 10.0, 200.0], [2.0, 20.0, 400.0]]]
+    wrapped = neighbor_diffusion(hidden, None, (-1, 0), boundary="wrap")
+    assert wrapped[0, 0].tolist() == [4.0, 40.0, 100.0]
+
+
 def test_past_offsets_do_not_see_the_future():
     hidden, weight = torch.randn(1, 20, 4), torch.randn(3, 4, 4)
     changed = hidden.clone()
@@ -138,6 +155,7 @@ def test_past_offsets_do_not_see_the_future():
         ({"weight": torch.zeros(4, 4)}, "weight has shape"),
         ({"weight": torch.zeros(2, 4, 4)}, "2 matrices for 3 offsets"),
         ({"weight": torch.zeros(3, 4, 5)}, "weight takes 5 channels"),
+        ({"weight": None, "offsets": range(5)}, "weight is None, .* 5 offsets for 4 channels"),
         ({"offsets": ()}, "offsets is"),
         ({"offsets": (0, 0, 1)}, "offsets is"),
         ({"offsets": (0, 0.5, 1)}, "offsets is"),

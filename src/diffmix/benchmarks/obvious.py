@@ -75,6 +75,7 @@ class ObviousClassifier(nn.Module):
         for key, plain in (
             ("mixer", "neighbor"),
             ("neighbor_heads", 1),
+            ("neighbor_tracks", False),
             ("norm", "layer"),
             ("position_embedding", "none"),
             ("gated_mlp", False),

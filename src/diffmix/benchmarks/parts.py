@@ -26,6 +26,7 @@ VOCABULARY, SCORED = 50_257, 4_096  # of a language model: GPT-2's tokens, and a
 def build_parts(width: int, dtype: torch.dtype, device: str = "cpu") -> dict[str, dict[str, Part]]:
     """part → side → function."""
     mixer = NeighborMixer(DiffmixConfig(hidden_size=width, neighbor_offsets=[-1, 0, 1])).to(device, dtype)
+    assert mixer.weight is not None
     nn.init.normal_(mixer.weight, std=(3 * width) ** -0.5)
     layer = nn.Linear(width, width).to(device, dtype)
     plain_dropout, dropout = nn.Dropout(0.3), Dropout(0.3)

@@ -68,6 +68,9 @@ class DiffmixConfig(PretrainedConfig):
         neighbor_alpha_mode: α as given (`"fixed"`), learned for each channel (`"channel"`) or as one number a step (`"learned"`);
             `"residual"`, for many steps: h + f(Norm(h)), in which what the first steps found does not fade.
         neighbor_heads: independent groups of channels in the mixture.
+        neighbor_tracks: whether the mixture has no weights: channels lie in as many tracks as there are offsets, and each track
+            comes from the neighbour at its offset (ChordMixer, Khalitov et al. 2023). With offsets 0 and ±2^k a token hears all
+            others in log2(n) steps, for the cost of the MLP.
         neighbor_shared_steps: whether all steps use the same weights (the paper) or each its own.
         neighbor_update: `"mix_then_mlp"`, MLP(Σ_o W_o h_{i+o}) (the authors' code), or `"mlp_then_mix"`, Σ_o W_o MLP(h_{i+o})
             (the paper's equation 3).
@@ -137,6 +140,7 @@ class DiffmixConfig(PretrainedConfig):
         neighbor_alpha: float = 0.5,
         neighbor_alpha_mode: str = "fixed",
         neighbor_heads: int = 1,
+        neighbor_tracks: bool = False,
         neighbor_shared_steps: bool = False,
         neighbor_update: str = "mix_then_mlp",
         neighbor_boundary: str = "zero",
@@ -193,6 +197,7 @@ class DiffmixConfig(PretrainedConfig):
         self.neighbor_alpha = neighbor_alpha
         self.neighbor_alpha_mode = neighbor_alpha_mode
         self.neighbor_heads = neighbor_heads
+        self.neighbor_tracks = neighbor_tracks
         self.neighbor_shared_steps = neighbor_shared_steps
         self.neighbor_update = neighbor_update
         self.neighbor_boundary = neighbor_boundary
@@ -410,6 +415,8 @@ class DiffmixConfig(PretrainedConfig):
             raise ValueError(
                 f"neighbor_heads is {self.neighbor_heads}; give a divisor of hidden_size, {self.hidden_size}"
             )
+        if self.neighbor_tracks:
+            self._check_tracks(given if by_step else [given])
         if self.position_embedding == "rotary":
             raise ValueError(
                 "position_embedding is 'rotary' but mixer is 'neighbor', which has no queries and keys to rotate; "
@@ -425,6 +432,18 @@ class DiffmixConfig(PretrainedConfig):
                 )
         if self.neighbor_max_steps is not None and self.neighbor_max_steps < 1:
             raise ValueError(f"neighbor_max_steps is {self.neighbor_max_steps!r}; give 1 or more, or None")
+
+    def _check_tracks(self, neighborhoods: list[list[int]]) -> None:
+        most = max(len(offsets) for offsets in neighborhoods)
+        if most > self.hidden_size:
+            raise ValueError(
+                f"neighbor_tracks is True and neighbor_offsets has {most} offsets for {self.hidden_size} channels; give fewer "
+                "offsets, or more channels"
+            )
+        if self.neighbor_heads > 1:
+            raise ValueError(
+                f"neighbor_tracks is True but neighbor_heads is {self.neighbor_heads}; leave one of them out"
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -21,7 +21,7 @@ from diffmix.ops.neighbor_diffusion import diffuse_aligned
 
 
 class NeighborMixer(nn.Module):
-    """Σ_o W_o h_{i+o} over a fixed neighbourhood: `diffmix.ops.neighbor_diffusion`."""
+    """Σ_o W_o h_{i+o} over a fixed neighbourhood, or tracks of channels that move: `diffmix.ops.neighbor_diffusion`."""
 
     def __init__(self, config: DiffmixConfig, step: int = 0):
         super().__init__()
@@ -29,7 +29,9 @@ class NeighborMixer(nn.Module):
         self.boundary = config.neighbor_boundary
         channels = config.hidden_size // config.neighbor_heads
         heads = (config.neighbor_heads,) if config.neighbor_heads > 1 else ()
-        self.weight = nn.Parameter(torch.empty(len(self.offsets), *heads, channels, channels))
+        self.weight: nn.Parameter | None = None
+        if not config.neighbor_tracks:
+            self.weight = nn.Parameter(torch.empty(len(self.offsets), *heads, channels, channels))
 
     def forward(
         self,
@@ -50,9 +52,11 @@ class NeighborMixer(nn.Module):
         Σ_o (V W_o) h: O·M·D products a token where one after the other takes O·D² + M·D. That costs O·M·D² once, which a
         batch of training pays back and a short text would not.
         """
-        weight, bias = self.weight, None
+        weight: Tensor | None = self.weight
+        bias = None
         if then is not None and self.training and self._narrow(then):
             with torch.autocast(hidden.device.type, enabled=False):  # a product of weights, not of states
+                assert weight is not None
                 weight, bias, then = then.weight @ weight, then.bias, None
         tokens = hidden.shape[1]
         if past_key_values is not None:
@@ -70,6 +74,8 @@ class NeighborMixer(nn.Module):
 
     def _narrow(self, then: nn.Linear) -> bool:
         """Whether it saves products to multiply `then` in; only a plain layer, not one that something was wrapped around."""
+        if self.weight is None:
+            return False
         offsets, channels = len(self.offsets), self.weight.shape[-1]
         plain = type(then) is nn.Linear and not hasattr(then, "_hf_hook")
         return plain and self.weight.ndim == 3 and offsets * then.out_features <= offsets * channels + then.out_features

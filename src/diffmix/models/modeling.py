@@ -49,6 +49,8 @@ class DiffmixPreTrainedModel(PreTrainedModel):
         """Matrices keep the scale of what they map, at every width: standard deviation 1/√fan_in."""
         init = nn.init
         if isinstance(module, NeighborMixer):
+            if module.weight is None:
+                return
             init.normal_(module.weight, std=(module.weight.shape[-1] * len(module.offsets)) ** -0.5)
         elif isinstance(module, nn.Linear):
             init.normal_(module.weight, std=module.in_features**-0.5)

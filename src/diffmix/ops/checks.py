@@ -16,14 +16,14 @@ HEAT_FORMS = ("dot", "squared", "normalized")
 
 
 def check_neighbor_diffusion(
-    hidden: Tensor, weight: Tensor, offsets: Sequence[int], padding_mask: Tensor | None, boundary: str
+    hidden: Tensor, weight: Tensor | None, offsets: Sequence[int], padding_mask: Tensor | None, boundary: str
 ) -> None:
     """Raise a ValueError that names the argument, its value and the mend."""
     if hidden.ndim != 3:
         raise ValueError(f"hidden has shape {tuple(hidden.shape)}; give [batch, tokens, channels]")
     if not hidden.is_floating_point():
         raise ValueError(f"hidden has dtype {hidden.dtype}; give a floating dtype, such as hidden.float()")
-    if weight.ndim not in (3, 4):
+    if weight is not None and weight.ndim not in (3, 4):
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}; give [offsets, out, in], or [offsets, heads, out, in] for heads"
         )
@@ -31,14 +31,23 @@ def check_neighbor_diffusion(
         raise ValueError(f"offsets is {offsets!r}; give one integer or more, such as (-1, 0, 1)")
     if len(set(offsets)) != len(offsets):
         raise ValueError(f"offsets is {offsets!r}; name each neighbour once")
-    if weight.shape[0] != len(offsets):
-        raise ValueError(f"weight has {weight.shape[0]} matrices for {len(offsets)} offsets; give one matrix an offset")
-    heads = weight.shape[1] if weight.ndim == 4 else 1
-    if weight.shape[-1] * heads != hidden.shape[-1]:
-        raise ValueError(
-            f"weight takes {weight.shape[-1]} channels in each of {heads} heads but hidden has {hidden.shape[-1]}; "
-            f"give weight[..., {hidden.shape[-1] // heads}]"
-        )
+    if weight is None:
+        if len(offsets) > hidden.shape[-1]:
+            raise ValueError(
+                f"weight is None, which gives each offset a track of channels, and there are {len(offsets)} offsets for "
+                f"{hidden.shape[-1]} channels; give weights, or fewer offsets"
+            )
+    else:
+        if weight.shape[0] != len(offsets):
+            raise ValueError(
+                f"weight has {weight.shape[0]} matrices for {len(offsets)} offsets; give one matrix an offset"
+            )
+        heads = weight.shape[1] if weight.ndim == 4 else 1
+        if weight.shape[-1] * heads != hidden.shape[-1]:
+            raise ValueError(
+                f"weight takes {weight.shape[-1]} channels in each of {heads} heads but hidden has {hidden.shape[-1]}; "
+                f"give weight[..., {hidden.shape[-1] // heads}]"
+            )
     if boundary not in BOUNDARIES:
         raise ValueError(f"boundary is {boundary!r}; give one of {', '.join(map(repr, BOUNDARIES))}")
     if padding_mask is not None:

@@ -18,7 +18,7 @@ from diffmix.ops.checks import check_neighbor_diffusion
 
 def neighbor_diffusion(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     offsets: Sequence[int],
     *,
     padding_mask: Tensor | None = None,
@@ -29,13 +29,15 @@ def neighbor_diffusion(
     Args:
         hidden: [B, N, D], any floating dtype.
         weight: [O, out, in], one matrix an offset, applied as `h @ weight[o].T`; or [O, H, out, in], where head h acts on
-            channels h·D/H … (h+1)·D/H.
+            channels h·D/H … (h+1)·D/H. None: no weights; channels lie in O tracks, cut as by `torch.tensor_split`, and those of
+            track o are h_{i+o}'s own: the mixing of ChordMixer (Khalitov et al. 2023), whose MLP then works across the tracks.
         offsets: O different integers in any order; negative ones look to the past.
         padding_mask: [B, N] bool, True at real tokens, in any arrangement. Neighbours are counted among real tokens.
         boundary: beyond the ends stands 0 (`"zero"`), or the sequence closes on its own length (`"wrap"`).
 
     Returns:
-        [B, N, H·out], the dtype of `hidden` (that of autocast, inside autocast). Finite but unspecified at padded positions.
+        [B, N, H·out], [B, N, D] without weights, in the dtype of `hidden` (that of autocast, inside autocast). Finite but
+        unspecified at padded positions.
 
     Raises:
         ValueError: a shape, dtype, offset or boundary that does not fit.
@@ -55,7 +57,7 @@ def neighbor_diffusion(
 
 def diffuse_aligned(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     offsets: Sequence[int],
     *,
     bias: Tensor | None = None,
@@ -69,6 +71,8 @@ def diffuse_aligned(
     """
     if padding_mask is not None and boundary == "zero":
         hidden = hidden * padding_mask.unsqueeze(-1).to(hidden.dtype)
+    if weight is None:
+        return _tracks(hidden, offsets, padding_mask, boundary)
     if boundary == "zero" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         # A neighbour beyond the longest row is 0 for every token. A compiled graph keeps it: its length is not known yet.
         near = [index for index, offset in enumerate(offsets) if abs(offset) < hidden.shape[1]] or [0]
@@ -77,18 +81,36 @@ def diffuse_aligned(
     if weight.ndim == 3:
         weight = weight.unsqueeze(1)
     spacing = _spacing(offsets)
-    before, after = max(0, -min(offsets)), max(0, max(offsets))
+    before, after = _reach(offsets)
     if boundary == "zero" and spacing and before == after and hidden.device.type == "cpu":
         return _convolution(hidden, weight, bias, offsets, spacing, padding=before)  # without a padded copy
-    if boundary == "wrap":
-        extended = _wrap_ends(hidden, before, after, padding_mask)
-    else:
-        extended = F.pad(hidden, (0, 0, before, after))
+    extended = _extended(hidden, before, after, padding_mask, boundary)
     if spacing and hidden.device.type == "cpu":
         first = before + min(offsets)  # what the first token hears first
         return _convolution(extended, weight, bias, offsets, spacing, padding=0).narrow(1, first, hidden.shape[1])
     mixed = _concatenation(extended, weight, [before + offset for offset in offsets], hidden.shape[1])
     return mixed if bias is None else mixed + bias.to(mixed.dtype)
+
+
+def _reach(offsets: Sequence[int]) -> tuple[int, int]:
+    """How far is heard before a token, and after it."""
+    return max(0, -min(offsets)), max(0, max(offsets))
+
+
+def _extended(hidden: Tensor, before: int, after: int, padding_mask: Tensor | None, boundary: str) -> Tensor:
+    """The rows with what stands beyond their ends."""
+    if boundary == "wrap":
+        return _wrap_ends(hidden, before, after, padding_mask)
+    return F.pad(hidden, (0, 0, before, after))
+
+
+def _tracks(hidden: Tensor, offsets: Sequence[int], padding_mask: Tensor | None, boundary: str) -> Tensor:
+    """Each track of channels from the neighbour at its offset, [B, N, D]: nothing is multiplied."""
+    before, after = _reach(offsets)
+    tokens = hidden.shape[1]
+    tracks = _extended(hidden, before, after, padding_mask, boundary).tensor_split(len(offsets), dim=-1)
+    moved = [track.narrow(1, before + offset, tokens) for track, offset in zip(tracks, offsets, strict=True)]
+    return torch.cat(moved, dim=-1)
 
 
 def _spacing(offsets: Sequence[int]) -> int | None:

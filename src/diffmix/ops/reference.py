@@ -24,7 +24,7 @@ from diffmix.patterns import SparsePattern
 
 def neighbor_diffusion(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     offsets: Sequence[int],
     *,
     padding_mask: Tensor | None = None,
@@ -32,6 +32,10 @@ def neighbor_diffusion(
 ) -> Tensor:
     """out_i = Σ_o W_o h_{i+o}, position by position. See `diffmix.ops.neighbor_diffusion` for the arguments."""
     check_neighbor_diffusion(hidden, weight, offsets, padding_mask, boundary)
+    if weight is None:  # W_o lets the channels of track o through
+        channels = torch.arange(hidden.shape[-1], device=hidden.device)
+        tracks = torch.tensor_split(channels, len(offsets))
+        weight = torch.stack([torch.isin(channels, track).to(hidden.dtype).diag() for track in tracks])
     heads = weight.unsqueeze(1) if weight.ndim == 3 else weight  # [O, H, out, in]
     rows = []
     for row in range(hidden.shape[0]):

@@ -117,7 +117,11 @@ def test_images_of_shorter_contours_join_train_and_nothing_else(name, monkeypatc
         ),  # its expressions could stand in the test set
         ("listops_short", "short", "takes few_arguments, whose"),
         ("listops", "easy", "got 'easy'"),
-        ("pathfinder", "one_operator", "takes contours_3, contours_6, contours_9, whose contours are shorter than its own, got"),
+        (
+            "pathfinder",
+            "one_operator",
+            "takes contours_3, contours_6, contours_9, whose contours are shorter than its own, got",
+        ),
         ("pathfinder", "contours_14", "got 'contours_14'"),
     ],
 )
