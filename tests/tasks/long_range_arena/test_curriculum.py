@@ -1,4 +1,4 @@
-"""Easier ListOps that join train."""
+"""Easier rows that join train."""
 
 import numpy as np
 import pytest
@@ -94,14 +94,14 @@ def test_a_set_that_is_given_twice_is_refused():
 def test_images_of_shorter_contours_join_train_and_nothing_else(name, monkeypatch):
     plain = load_task(name, on_notice=lambda _: None)
     for _ in range(2):
-        task = load_task(name, extra_train=("contours_3", "contours_6", "contours_9"), on_notice=lambda _: None)
+        task = load_task(name, extra_train=("contours_4", "contours_6", "contours_9"), on_notice=lambda _: None)
         rows = np.stack([task.train.input_ids[row] for row in range(32)])
         assert np.array_equal(rows[:8], np.stack(list(plain.train.input_ids)))
         # Less of an image is drawn on where contours are shorter, and half of each set are connected.
         inked = (rows > 1).reshape(4, 8, -1).mean(axis=(1, 2))
         assert inked[1] < inked[2] < inked[3] < inked[0]
         assert task.train.labels.reshape(4, 8).sum(axis=1).tolist() == [4, 4, 4, 4]
-        assert task.facts["extra_train"] == "contours_3, contours_6, contours_9: 8 rows of shorter contours each"
+        assert task.facts["extra_train"] == "contours_4, contours_6, contours_9: 8 rows of shorter contours each"
         for part, other in ((task.validation, plain.validation), (task.load_test(), plain.load_test())):
             assert all(np.array_equal(mine, own) for mine, own in zip(part.input_ids, other.input_ids, strict=True))
         monkeypatch.setattr(curriculum, "write_images", None)  # the second time they are read
@@ -120,7 +120,7 @@ def test_images_of_shorter_contours_join_train_and_nothing_else(name, monkeypatc
         (
             "pathfinder",
             "one_operator",
-            "takes contours_3, contours_6, contours_9, whose contours are shorter than its own, got",
+            "takes contours_4, contours_6, contours_9, whose contours are shorter than its own, got",
         ),
         ("pathfinder", "contours_14", "got 'contours_14'"),
     ],

@@ -7,7 +7,8 @@ are operators. So the easier sets join train as `extra_train`, and the recipe ke
 ones little by little; validation and test stay what they are.
 
 In Pathfinder no part of the way between two dots tells anything, and contours of 14 strokes are long ways: a model guesses for
-thousands of steps. Of contours of 3 strokes it sees the whole way; those of 6 and 9 are the generator's own easier levels.
+thousands of steps. Contours of 6 and 9 strokes are the original generator's own easier levels. In those of 4 the distance between
+the dots tells something, too: connected ones are nearer, as two in three times.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ EASIER = {
     "short": Grammar(32, 128),
     "middle": Grammar(129, 500),
 }
-EASIER_IMAGES = {"contours_3": 3, "contours_6": 6, "contours_9": 9}  # strokes of a contour
+EASIER_IMAGES = {"contours_4": 4, "contours_6": 6, "contours_9": 9}  # strokes of a contour
 _DISTINCT = {"few_arguments": 4 * (10**2 + 10**3)}  # expressions that there are; their rows are repeated
 SEED = 1  # the task's own sets are drawn with 0
 _VERSION = 1  # raise it when the same parameters give other data
@@ -125,10 +126,16 @@ def _easier_expressions(name: str, rows: int, on_notice: Callable[[str], None]) 
 def _easier_images(
     task: str, content: PathfinderParameters, name: str, rows: int, on_notice: Callable[[str], None]
 ) -> GeneratedSet:
-    """The first rows of one of EASIER_IMAGES' sets, drawn like those of the task but for the length of contours."""
+    """The first rows of one of EASIER_IMAGES' sets: shorter contours, and shorter distractors, of which there are more."""
     strokes = EASIER_IMAGES[name]
+    length = max(2, strokes // 3)
+    drawn = content.num_distractors * content.distractor_length  # strokes of all of them
     easier = dataclasses.replace(
-        content, contour_length=strokes, distractor_length=strokes // 3, block=min(content.block, strokes)
+        content,
+        contour_length=strokes,
+        distractor_length=length,
+        num_distractors=drawn // length,
+        block=min(content.block, strokes),
     )
     parameters = {"seed": SEED, "version": _VERSION, "rows": rows, **dataclasses.asdict(easier)}
 
