@@ -10,6 +10,7 @@ import torch
 
 from diffmix.errors import RequestError, RunError
 from diffmix.training import callbacks, losses, phases, trainer
+from diffmix.training.bucketed_trainer import BucketedTrainer
 from diffmix.training.checkpoints import find_checkpoints
 from diffmix.training.prediction import load_classifier
 from diffmix.training.recipe import load_recipe
@@ -40,6 +41,25 @@ def finished(names_csv, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "finished"
     metrics = train(small("epochs=6", "noise_std=0.05", "evaluations_per_epoch=2"), names_csv, folder)
     return folder, metrics
+
+
+def test_batches_without_padding_come_without_a_mask_and_their_tokens_count(tmp_path, monkeypatch):
+    texts = [f"{number:08d},a" if number % 2 else f"{number:03d},b" for number in range(120)]
+    (tmp_path / "texts.csv").write_text("\n".join(["text,label", *texts, ""]))
+    masked, tokens = [], 0
+    compute = BucketedTrainer.compute_loss
+
+    def spy(self, model, inputs, *args, **kwargs):
+        nonlocal tokens
+        padding = inputs["input_ids"] == model.config.pad_token_id
+        tokens += int((~padding).sum())
+        masked.append(("attention_mask" in inputs, bool(padding.any())))
+        return compute(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(BucketedTrainer, "compute_loss", spy)
+    metrics = train(small("epochs=1", "batch_size=5"), tmp_path / "texts.csv", tmp_path / "run")
+    assert set(masked) == {(True, True), (False, False)}
+    assert metrics["train/tokens"] == tokens
 
 
 def test_a_run_leaves_the_contracts_files(finished):

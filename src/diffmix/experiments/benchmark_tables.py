@@ -179,7 +179,8 @@ def diffusion_table(result: Mapping[str, Any]) -> str:
     pattern = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings["pattern"].items())
     about = (
         f"Forward and backward, one row, {settings['heads']} heads of {settings['channels']}, {pattern}, {settings['hops']} "
-        f"hops, {result['dtype']}. Times are the fastest step of several; ratios of time are of steps made in turn."
+        f"hops, {result['dtype']}. Times are the fastest step of several; ratios of time are of "
+        + result.get("note", "steps made in turn.")
     )
     tables = f"{markdown(['', 'tokens', 'time', 'memory'], sides)}\n\n{markdown(['', 'ratio'], ratios)}"
     return f"{tables}\n\n{about} {caption(result)}"

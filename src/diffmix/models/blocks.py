@@ -60,7 +60,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
                 self.weight,
                 self.bias,
                 training=True,
-                momentum=self.momentum or 0.0,
+                momentum=self.momentum,  # pyright: ignore[reportArgumentType]
                 eps=self.eps,
             ).unflatten(0, hidden.shape[:2])
         tokens = hidden.float() if hidden.dtype in (torch.bfloat16, torch.float16) else hidden

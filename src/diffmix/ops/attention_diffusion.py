@@ -49,11 +49,11 @@ def attention_diffusion(
 
     A is computed once, for all hops, from Y_K = θ_K V and Y_k = θ_k V + A Y_{k+1} to Y_0, which is the result. Time and memory
     grow with the number of edges: no N × N matrix is made. The window is computed as products of blocks, what global tokens
-    hear and say as dense products, and random links as sparse ones. On CUDA the same code runs, or by choice Triton kernels that
-    make A anew in every hop and never store it.
+    hear and say as dense products, and random links as sparse ones. On CUDA Triton kernels, where they can run, make A anew in
+    every hop and never store it.
 
-    For the backward pass A and Y_1 … Y_{K-1} are kept, or with `recompute` computed again, which takes about a third longer and
-    leaves nothing but the arguments in memory. A compiled graph always computes them again.
+    For the backward pass the blocks keep A and Y_1 … Y_{K-1}, or with `recompute` compute them again, which takes about a third
+    longer and leaves nothing but the arguments in memory. A compiled graph always computes them again.
 
     Args:
         query, key: [B, H, N, D], any floating dtype.

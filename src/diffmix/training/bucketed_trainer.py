@@ -52,7 +52,7 @@ class BucketedTrainer(Trainer):
         return DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self._collate)  # pyright: ignore[reportArgumentType]
 
     def _collate(self, rows: Any) -> dict[str, torch.Tensor]:
-        """A batch without masks that mask nothing, such as those of images: models look at them on CPUs alone."""
+        """A batch without masks that mask nothing, such as those of images: our models see that themselves on CPUs alone."""
         batch = self.data_collator(rows)
         return {name: values for name, values in batch.items() if name not in _MASKS.values() or not bool(values.all())}
 

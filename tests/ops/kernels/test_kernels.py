@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -132,6 +133,37 @@ def test_backends_that_cannot_be_had_are_named():
         ValueError, match=r"backend is 'triton', but (query is on cpu; move it to cuda|triton is not inst)"
     ):
         attention_diffusion(states, states, states, PATTERN, backend="triton")
+
+
+@needs_triton
+def test_on_cuda_kernels_compute_what_they_can(monkeypatch):
+    """Stand-ins for states on a GPU."""
+
+    def states(dtype=torch.bfloat16, channels=64):
+        return SimpleNamespace(is_cuda=True, device=torch.device("cuda"), dtype=dtype, shape=(1, 2, 5, channels))
+
+    monkeypatch.setattr(kernels, "_can_launch", lambda: True)
+    assert kernels.by_kernels("auto", states(), states(), 0.0, 0.0)
+    assert not kernels.by_kernels("blocked", states(), states(), 0.0, 0.0)
+    assert not kernels.by_kernels("auto", states(), states(), 0.1, 0.0)
+    assert not kernels.by_kernels("auto", states(), states(), 0.0, 0.1)
+    for other in (states(torch.float64), states(channels=129)):
+        assert not kernels.by_kernels("auto", other, other, 0.0, 0.0)
+    monkeypatch.setattr(kernels, "_can_launch", lambda: False)
+    assert not kernels.by_kernels("auto", states(), states(), 0.0, 0.0)
+    with pytest.raises(ValueError, match="backend is 'triton', but Triton needs an NVIDIA GPU and a C compiler"):
+        kernels.by_kernels("triton", states(), states(), 0.0, 0.0)
+
+
+def test_kernels_are_launched_with_a_c_compiler_and_not_on_amd(monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(torch.version, "hip", None)
+    for found, hip, expected in (("gcc", None, True), ("clang", None, True), ("", None, False), ("gcc", "6.0", False)):
+        monkeypatch.setattr(torch.version, "hip", hip)
+        monkeypatch.setattr(kernels.shutil, "which", lambda name, found=found: name if name == found else None)
+        kernels._can_launch.cache_clear()
+        assert kernels._can_launch() is expected
+    kernels._can_launch.cache_clear()
 
 
 def test_without_triton_it_is_named_and_the_blocks_compute(monkeypatch):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import os
+import shutil
 
 import torch
 from torch import Tensor
@@ -28,6 +31,13 @@ def by_kernels(backend: str, query: Tensor, value: Tensor, dropout_p: float, hop
     return reason is None
 
 
+@functools.cache
+def _can_launch() -> bool:
+    """Whether Triton can build what launches a kernel, and the device is one that the kernels were tried on."""
+    compilers = (os.environ.get("CC"), "gcc", "clang")
+    return torch.version.hip is None and any(name and shutil.which(name) for name in compilers)
+
+
 def _reason_against(query: Tensor, value: Tensor) -> str | None:
     """Why the kernels cannot take these states [B, H, N, D] and [B, H, N, C], with the mend; None where they can.
 
@@ -40,6 +50,8 @@ def _reason_against(query: Tensor, value: Tensor) -> str | None:
     interpreted = bool(knobs.runtime.interpret)
     if query.device.type != "cuda" and not (interpreted and query.device.type == "cpu"):
         return f"query is on {query.device.type}; move it to cuda, or give backend='blocked'"
+    if query.device.type == "cuda" and not _can_launch():
+        return "Triton needs an NVIDIA GPU and a C compiler to launch kernels; install gcc, or give backend='blocked'"
     if query.dtype not in _DTYPES:
         return f"query has dtype {query.dtype}; give float32, bfloat16 or float16, or backend='blocked'"
     if interpreted and query.dtype is torch.bfloat16:
