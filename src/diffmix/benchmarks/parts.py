@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffmix.benchmarks.operators import DTYPES, median_seconds
 from diffmix.models import DiffmixConfig
+from diffmix.models.blocks import MaskedBatchNorm
 from diffmix.models.mixers import NeighborMixer
 from diffmix.models.perturbation import Dropout, add_noise
 from diffmix.models.token_loss import token_loss
@@ -29,6 +30,7 @@ def build_parts(width: int, dtype: torch.dtype, device: str = "cpu") -> dict[str
     assert mixer.weight is not None
     nn.init.normal_(mixer.weight, std=(3 * width) ** -0.5)
     layer = nn.Linear(width, width).to(device, dtype)
+    norm = MaskedBatchNorm(width).to(device)
     plain_dropout, dropout = nn.Dropout(0.3), Dropout(0.3)
     vocabulary = nn.Parameter(torch.randn(VOCABULARY, width, device=device).to(dtype) * width**-0.5)
     labels = torch.arange(SCORED, device=device) * 12_347 % VOCABULARY
@@ -61,6 +63,10 @@ def build_parts(width: int, dtype: torch.dtype, device: str = "cpu") -> dict[str
         "max over tokens": {
             "plain": lambda hidden, mask: hidden.amax(dim=1),
             "ours": lambda hidden, mask: hidden.max(dim=1).values,
+        },
+        "batch norm without padding": {
+            "plain": lambda hidden, mask: norm(hidden, torch.ones_like(mask)),
+            "ours": lambda hidden, mask: norm(hidden),
         },
         "mixture and first layer": {
             "plain": lambda hidden, mask: layer(mixer(hidden)),
