@@ -116,3 +116,14 @@ def test_length_warmup_makes_batches_of_the_same_sizes(lengths, batch_size, seed
 @pytest.mark.parametrize("rows", [1, 3])
 def test_fewer_rows_than_a_batch(rows):
     assert [len(batch) for batch in LengthBucketedBatches([5] * rows, batch_size=8)] == [rows]
+
+
+def test_the_length_warmup_grows_in_what_is_given_in_the_place_of_lengths():
+    growth = np.repeat([3.0, 6.0, 12.0], 100)
+    rows = LengthBucketedBatches([64] * 300, batch_size=5, length_warmup=50, growth=growth)
+    batches = rows.global_batches()
+    hardest = [growth[batch].max() for batch in batches]
+    assert hardest[1:10] == [3.0] * 9
+    assert max(hardest[10:40]) == 6.0
+    assert max(hardest[40:51]) == 12.0
+    assert sorted(len(batch) for batch in batches) == [5] * 60

@@ -93,8 +93,9 @@ class Encoder:
 class RowsDataset(Dataset):
     """Rows of ids that stay where they are, on disk perhaps, each cut at `max_length`. Items are as EncodedDataset's."""
 
-    def __init__(self, rows: TokenRows, max_length: int, labels: np.ndarray):
+    def __init__(self, rows: TokenRows, max_length: int, labels: np.ndarray, growth: np.ndarray | None = None):
         self._rows, self._max_length, self._labels = rows, max_length, labels
+        self.growth = growth  # see Examples
         self.lengths = np.minimum(rows.lengths, max_length)  # int64 [n]
 
     def __len__(self) -> int:
@@ -109,7 +110,7 @@ def encode(
 ) -> EncodedDataset | RowsDataset:
     """A split as token ids, each text cut at `max_length` tokens. Tasks that are ids already need no tokenizer."""
     if isinstance(examples.input_ids, TokenRows):
-        return RowsDataset(examples.input_ids, max_length, examples.labels)
+        return RowsDataset(examples.input_ids, max_length, examples.labels, examples.growth)
     if examples.input_ids is not None:
         rows = examples.input_ids[:, :max_length]
         offsets = np.arange(len(rows) + 1, dtype=np.int64) * rows.shape[1]

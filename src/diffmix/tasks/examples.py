@@ -80,11 +80,12 @@ class Examples:
     pairs: Sequence[str] | None = None  # the second text of pair tasks
     # Tasks without a tokenizer, such as pixels: int [n, length], or rows of different lengths; 0 is padding and never an id.
     input_ids: np.ndarray | TokenRows | None = None
+    growth: np.ndarray | None = None  # float [n]: what grows in the length warm-up, where it is not the number of ids
 
     def __post_init__(self) -> None:
         if (self.texts is None) == (self.input_ids is None):
             raise ValueError("Examples: give exactly one of texts and input_ids")
-        for name in ("texts", "pairs", "input_ids"):
+        for name in ("texts", "pairs", "input_ids", "growth"):
             column = getattr(self, name)
             if column is not None and len(column) != len(self.labels):
                 raise ValueError(
@@ -102,6 +103,7 @@ class Examples:
             texts=None if self.texts is None else _take(self.texts, rows),
             pairs=None if self.pairs is None else _take(self.pairs, rows),
             input_ids=self._ids_at(rows),
+            growth=None if self.growth is None else self.growth[rows],
         )
 
     def _ids_at(self, rows: np.ndarray) -> np.ndarray | TokenRows | None:

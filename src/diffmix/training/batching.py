@@ -42,6 +42,7 @@ class LengthBucketedBatches(Sampler[list[int]]):
         processes, rank: how many processes there are, and which is this one.
         seed: of the order.
         length_warmup: global batches, see above.
+        growth: what takes the place of lengths in them, a number for each row.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class LengthBucketedBatches(Sampler[list[int]]):
         rank: int = 0,
         seed: int = 0,
         length_warmup: int = 0,
+        growth: np.ndarray | None = None,
     ):
         self.lengths = np.asarray(lengths)
+        self.growth = self.lengths if growth is None else growth
         self.length_warmup = length_warmup
         self.accumulation, self.processes, self.rank, self.seed = accumulation, processes, rank, seed
         self.batches_per_epoch = max(1, -(-len(self.lengths) // batch_size))
@@ -86,7 +89,7 @@ class LengthBucketedBatches(Sampler[list[int]]):
             batches[0], batches[longest] = batches[longest], batches[0]
         before = self.epoch * self.batches_per_epoch
         growing = range(1 if self.epoch == 0 else 0, min(len(batches), self.length_warmup - before))
-        ascending = np.argsort(self.lengths, kind="stable") if growing else order
+        ascending = np.argsort(self.growth, kind="stable") if growing else order
         for number in growing:
             batches[number] = self._growing(before + number, len(batches[number]), ascending)
         return batches
@@ -94,7 +97,7 @@ class LengthBucketedBatches(Sampler[list[int]]):
     def _growing(self, number: int, size: int, ascending: np.ndarray) -> np.ndarray:
         """Global batch `number` of the length warm-up: `size` of the rows, which are given from short to long."""
         random = np.random.default_rng((self.seed, 1, number))
-        lengths, ends = self.lengths[ascending], len(ascending) // 100
+        lengths, ends = self.growth[ascending], len(ascending) // 100
         shortest, longest = max(lengths[ends], 1), max(lengths[-1 - ends], 1)
         limit = shortest * (longest / shortest) ** ((number + 1) / self.length_warmup)
         if random.random() < 0.5:

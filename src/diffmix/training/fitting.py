@@ -169,7 +169,13 @@ class Fitter:
                 )
             batches = StreamedBatches(rows, batch_size=recipe.batch_size, **dealing)
         else:
-            batches = LengthBucketedBatches(rows.lengths, batch_size=recipe.batch_size, seed=recipe.seed, **dealing)
+            batches = LengthBucketedBatches(
+                rows.lengths,
+                batch_size=recipe.batch_size,
+                seed=recipe.seed,
+                growth=getattr(rows, "growth", None),
+                **dealing,
+            )
         steps_per_epoch = batches.batches_per_epoch
         max_steps = recipe.max_steps or math.ceil(recipe.epochs * steps_per_epoch)
         if recipe.length_warmup:

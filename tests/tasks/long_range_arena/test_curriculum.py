@@ -91,17 +91,23 @@ def test_a_set_that_is_given_twice_is_refused():
 
 
 @pytest.mark.parametrize("name", ["pathfinder", "pathfinder_x"])
-def test_images_of_shorter_contours_join_train_and_nothing_else(name, monkeypatch):
+def test_a_quarter_as_many_images_of_shorter_contours_join_train(name, monkeypatch):
     plain = load_task(name, on_notice=lambda _: None)
     for _ in range(2):
-        task = load_task(name, extra_train=("contours_4", "contours_6", "contours_9"), on_notice=lambda _: None)
-        rows = np.stack([task.train.input_ids[row] for row in range(32)])
+        task = load_task(name, extra_train=("contours_3", "contours_9"), on_notice=lambda _: None)
+        rows = np.stack(list(task.train.input_ids))
+        assert len(rows) == 8 + 2 + 2
         assert np.array_equal(rows[:8], np.stack(list(plain.train.input_ids)))
-        # Less of an image is drawn on where contours are shorter, and half of each set are connected.
-        inked = (rows > 1).reshape(4, 8, -1).mean(axis=(1, 2))
-        assert inked[1] < inked[2] < inked[3] < inked[0]
-        assert task.train.labels.reshape(4, 8).sum(axis=1).tolist() == [4, 4, 4, 4]
-        assert task.facts["extra_train"] == "contours_4, contours_6, contours_9: 8 rows of shorter contours each"
+        # Less of an image is drawn on where contours are shorter.
+        inked = (rows > 1).mean(axis=1)
+        assert inked[8:10].mean() < inked[10:].mean() < inked[:8].mean()
+        assert task.train.labels[8:10].sum() == task.train.labels[10:].sum() == 1
+        assert task.facts["extra_train"] == "contours_3, contours_9: 2 rows of shorter contours each"
+        # In the length warm-up own images join when those of 9 strokes are there.
+        growth = task.train.growth
+        assert growth[8:10].tolist() == [3, 3]
+        assert ((growth[10:] > 3) & (growth[10:] <= 9)).all()
+        assert ((growth[:8] > 9) & (growth[:8] <= 14)).all()
         for part, other in ((task.validation, plain.validation), (task.load_test(), plain.load_test())):
             assert all(np.array_equal(mine, own) for mine, own in zip(part.input_ids, other.input_ids, strict=True))
         monkeypatch.setattr(curriculum, "write_images", None)  # the second time they are read
@@ -120,7 +126,7 @@ def test_images_of_shorter_contours_join_train_and_nothing_else(name, monkeypatc
         (
             "pathfinder",
             "one_operator",
-            "takes contours_4, contours_6, contours_9, whose contours are shorter than its own, got",
+            "takes contours_3, contours_4, contours_6, contours_9, whose contours are shorter than its own, got",
         ),
         ("pathfinder", "contours_14", "got 'contours_14'"),
     ],

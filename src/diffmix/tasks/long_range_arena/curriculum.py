@@ -7,8 +7,8 @@ are operators. So the easier sets join train as `extra_train`, and the recipe ke
 ones little by little; validation and test stay what they are.
 
 In Pathfinder no part of the way between two dots tells anything, and contours of 14 strokes are long ways: a model guesses for
-thousands of steps. Contours of 6 and 9 strokes are the original generator's own easier levels. In those of 4 the distance between
-the dots tells something, too: connected ones are nearer, as two in three times.
+thousands of steps. Contours of 3 strokes are learned in hundreds, at first by the distance between the dots, which tells less and
+less of longer ones; with `length_warmup` those join little by little. 6 and 9 strokes are the original generator's easier levels.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ EASIER = {
     "short": Grammar(32, 128),
     "middle": Grammar(129, 500),
 }
-EASIER_IMAGES = {"contours_4": 4, "contours_6": 6, "contours_9": 9}  # strokes of a contour
+EASIER_IMAGES = {"contours_3": 3, "contours_4": 4, "contours_6": 6, "contours_9": 9}  # strokes of a contour
 _DISTINCT = {"few_arguments": 4 * (10**2 + 10**3)}  # expressions that there are; their rows are repeated
+IMAGES_SHARE = 4  # so many times fewer images than train has are in each easier set
 SEED = 1  # the task's own sets are drawn with 0
 _VERSION = 1  # raise it when the same parameters give other data
 
 
 def with_easier(task: TaskData, names: Sequence[str], on_notice: Callable[[str], None]) -> TaskData:
-    """The task with as many rows of each easier set in train as train has of its own, drawn once and cached.
+    """The task with as many rows of each easier set in train as train has of its own, or a quarter of images; drawn once, cached.
 
     Of the shortest expressions there are not so many: each comes several times.
 
@@ -72,19 +73,21 @@ def with_easier(task: TaskData, names: Sequence[str], on_notice: Callable[[str],
     assert isinstance(own.input_ids, TokenRows)
     _check_shorter(names, task.validation, "validation")
     ids, labels = [own.input_ids], [own.labels]
+    rows = len(own) if isinstance(content, Grammar) else -(-len(own) // IMAGES_SHARE)
     for name in names:
-        distinct = min(len(own), _DISTINCT.get(name, len(own)))
+        distinct = min(rows, _DISTINCT.get(name, rows))
         if isinstance(content, Grammar):
             found = _easier_expressions(name, distinct, on_notice)
         else:
             found = _easier_images(task.name, content, name, distinct, on_notice)
         easier = found.split("train", len(task.label_names), generated.shift)
-        easier = easier.take(np.resize(np.arange(distinct), len(own)))
+        easier = easier.take(np.resize(np.arange(distinct), rows))
         assert isinstance(easier.input_ids, TokenRows)
         ids.append(easier.input_ids)
         labels.append(easier.labels)
-    train = Examples(np.concatenate(labels), input_ids=TokenRows.concatenate(ids))
-    added = {"train_rows": len(train), "extra_train": f"{', '.join(names)}: {len(own):,} rows of shorter {what} each"}
+    growth = None if isinstance(content, Grammar) else _growth(content.contour_length, len(own), names, rows)
+    train = Examples(np.concatenate(labels), input_ids=TokenRows.concatenate(ids), growth=growth)
+    added = {"train_rows": len(train), "extra_train": f"{', '.join(names)}: {rows:,} rows of shorter {what} each"}
     facts = task.facts | added
 
     def load_test() -> Examples | None:
@@ -95,6 +98,20 @@ def with_easier(task: TaskData, names: Sequence[str], on_notice: Callable[[str],
         return test
 
     return dataclasses.replace(task, train=train, load_test=load_test, facts=facts)
+
+
+def _growth(own: int, own_rows: int, names: Sequence[str], rows: int) -> np.ndarray:
+    """What grows in the length warm-up: strokes, those of a set spread from the next shorter set's up to its own.
+
+    So a set joins when the one before it is done, row by row.
+    """
+    strokes = [own, *(EASIER_IMAGES[name] for name in names)]
+    spread = []
+    for number, longest in enumerate(strokes):
+        shorter = max((other for other in strokes if other < longest), default=longest)
+        count = own_rows if number == 0 else rows
+        spread.append(longest - (longest - shorter) * np.arange(count) / count)
+    return np.concatenate(spread)
 
 
 def _check_shorter(names: Sequence[str], held: Examples, split: str) -> None:
