@@ -132,6 +132,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {  # name → fi
     "demo": (("compare-language_id",), comparison_table),
     "convergence": (("convergence",), convergence_table),
     "lra": (("study-lra",), long_range_arena_table),
+    "lra_brief": (("study-lra_brief",), long_range_arena_table),
     **{name: ((f"bench-{name}",), table) for name, table in BENCHMARK_TABLES.items()},
     **{name: (("spectrum",), table) for name, table in PATTERN_TABLES.items()},
 }
