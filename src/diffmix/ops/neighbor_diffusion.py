@@ -36,8 +36,8 @@ def neighbor_diffusion(
         boundary: beyond the ends stands 0 (`"zero"`), or the sequence closes on its own length (`"wrap"`).
 
     Returns:
-        [B, N, H·out], [B, N, D] without weights, in the dtype of `hidden` (that of autocast, inside autocast). Finite but
-        unspecified at padded positions.
+        [B, N, H·out], the dtype of `hidden` (that of autocast, inside autocast); without weights [B, N, D], always the dtype of
+        `hidden`. Finite but unspecified at padded positions.
 
     Raises:
         ValueError: a shape, dtype, offset or boundary that does not fit.

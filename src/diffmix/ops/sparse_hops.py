@@ -192,9 +192,8 @@ def _link_products(links: Links, left: Tensor, right: Tensor) -> Tensor:
     """left_i · right_j for each link (i, j): [E], in fp32, or fp64 for fp64."""
     precision = torch.promote_types(left.dtype, torch.float32)
     left, right = left.to(precision), right.to(precision)
-    with (
-        warnings.catch_warnings()
-    ):  # torch says once each that its sparse tensors are young and, on CUDA, that it checks nothing
+    # torch says once each that its sparse tensors are young and, on CUDA, that it does not check them.
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support|Sparse invariant checks")
         edges = torch.sparse_csr_tensor(
             links.offsets,

@@ -142,28 +142,37 @@ def test_on_cuda_kernels_compute_what_they_can(monkeypatch):
     def states(dtype=torch.bfloat16, channels=64):
         return SimpleNamespace(is_cuda=True, device=torch.device("cuda"), dtype=dtype, shape=(1, 2, 5, channels))
 
-    monkeypatch.setattr(kernels, "_can_launch", lambda: True)
+    monkeypatch.setattr(kernels, "_can_launch", lambda device: True)
     assert kernels.by_kernels("auto", states(), states(), 0.0, 0.0)
     assert not kernels.by_kernels("blocked", states(), states(), 0.0, 0.0)
     assert not kernels.by_kernels("auto", states(), states(), 0.1, 0.0)
     assert not kernels.by_kernels("auto", states(), states(), 0.0, 0.1)
     for other in (states(torch.float64), states(channels=129)):
         assert not kernels.by_kernels("auto", other, other, 0.0, 0.0)
-    monkeypatch.setattr(kernels, "_can_launch", lambda: False)
+    monkeypatch.setattr(kernels, "_can_launch", lambda device: False)
     assert not kernels.by_kernels("auto", states(), states(), 0.0, 0.0)
-    with pytest.raises(ValueError, match="backend is 'triton', but Triton needs an NVIDIA GPU and a C compiler"):
+    with pytest.raises(ValueError, match=r"backend is 'triton', but the kernels need an NVIDIA GPU of capability 8\.0"):
         kernels.by_kernels("triton", states(), states(), 0.0, 0.0)
 
 
-def test_kernels_are_launched_with_a_c_compiler_and_not_on_amd(monkeypatch):
+@pytest.mark.parametrize(
+    ("found", "hip", "capability", "expected"),
+    [
+        ("gcc", None, (9, 0), True),
+        ("clang", None, (8, 0), True),
+        ("", None, (9, 0), False),
+        ("gcc", "6.0", (9, 0), False),
+        ("gcc", None, (7, 5), False),
+    ],
+)
+def test_kernels_are_launched_with_a_c_compiler_on_gpus_of_nvidia_that_hold_them(
+    found, hip, capability, expected, monkeypatch
+):
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(torch.version, "hip", None)
-    for found, hip, expected in (("gcc", None, True), ("clang", None, True), ("", None, False), ("gcc", "6.0", False)):
-        monkeypatch.setattr(torch.version, "hip", hip)
-        monkeypatch.setattr(kernels.shutil, "which", lambda name, found=found: name if name == found else None)
-        kernels._can_launch.cache_clear()
-        assert kernels._can_launch() is expected
-    kernels._can_launch.cache_clear()
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: name if name == found else None)
+    assert kernels._can_launch.__wrapped__(torch.device("cuda")) is expected
 
 
 def test_without_triton_it_is_named_and_the_blocks_compute(monkeypatch):

@@ -13,6 +13,7 @@ from torch import Tensor
 BACKENDS = ("auto", "blocked", "triton")
 CUDA_BACKEND = "triton"  # of "auto" on CUDA, where kernels can take the states: `diffmix bench kernels`
 _WIDEST = 128  # channels of a head: wider ones leave no room for the operands of a step
+_OLDEST = (8, 0)  # capability of a GPU
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -32,10 +33,12 @@ def by_kernels(backend: str, query: Tensor, value: Tensor, dropout_p: float, hop
 
 
 @functools.cache
-def _can_launch() -> bool:
-    """Whether Triton can build what launches a kernel, and the device is one that the kernels were tried on."""
+def _can_launch(device: torch.device) -> bool:
+    """Whether Triton can build what launches a kernel, and the GPU has the shared memory that kernels take, up to 99 kB."""
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < _OLDEST:
+        return False
     compilers = (os.environ.get("CC"), "gcc", "clang")
-    return torch.version.hip is None and any(name and shutil.which(name) for name in compilers)
+    return any(name and shutil.which(name) for name in compilers)
 
 
 def _reason_against(query: Tensor, value: Tensor) -> str | None:
@@ -50,8 +53,11 @@ def _reason_against(query: Tensor, value: Tensor) -> str | None:
     interpreted = bool(knobs.runtime.interpret)
     if query.device.type != "cuda" and not (interpreted and query.device.type == "cpu"):
         return f"query is on {query.device.type}; move it to cuda, or give backend='blocked'"
-    if query.device.type == "cuda" and not _can_launch():
-        return "Triton needs an NVIDIA GPU and a C compiler to launch kernels; install gcc, or give backend='blocked'"
+    if query.device.type == "cuda" and not _can_launch(query.device):
+        return (
+            "the kernels need an NVIDIA GPU of capability 8.0 or newer, and Triton a C compiler to launch them; install gcc, or "
+            "give backend='blocked'"
+        )
     if query.dtype not in _DTYPES:
         return f"query has dtype {query.dtype}; give float32, bfloat16 or float16, or backend='blocked'"
     if interpreted and query.dtype is torch.bfloat16:
