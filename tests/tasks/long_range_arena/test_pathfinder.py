@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from refusals import refusal
+from scipy.ndimage import uniform_filter
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeClassifier
 
 from diffmix.tasks import load_task
+from diffmix.tasks.long_range_arena.curriculum import shorter_contours
 from diffmix.tasks.long_range_arena.pathfinder import PATHFINDER, PATHFINDER_X, Painter, draw
 
 
@@ -39,6 +42,31 @@ def test_brightness_and_the_amount_of_ink_tell_nothing(drawn):
     )
     scores = cross_val_score(LogisticRegression(), StandardScaler().fit_transform(simple), labels, cv=5)
     assert scores.mean() < 0.58  # three standard errors over chance are 0.575
+
+
+def between_dots(images):
+    """The distance between the two brightest spots of 3 x 3 pixels, which the dots are, in each image."""
+    squares = uniform_filter(images.reshape(-1, 32, 32).astype(float), (0, 3, 3), mode="constant")
+    there = np.stack(np.mgrid[:32, :32])
+    spots = []
+    for square in squares:
+        for _ in range(2):
+            spot = np.array(np.unravel_index(square.argmax(), square.shape))
+            spots.append(spot)
+            square[(np.abs(there - spot[:, None, None]) <= 2).all(axis=0)] = -1
+    spots = np.array(spots).reshape(-1, 2, 2)
+    return np.linalg.norm(spots[:, 0] - spots[:, 1], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("strokes", "low", "high"), [(3, 0.74, 0.84), (4, 0.65, 0.75), (6, 0.5, 0.62), (14, 0.4, 0.56)]
+)
+def test_the_distance_between_the_dots_tells_of_the_shortest_contours_only(strokes, low, high):
+    parameters = shorter_contours(PATHFINDER, strokes) if strokes < 14 else PATHFINDER
+    images, labels = draw(parameters, 1500, np.random.default_rng(2))
+    rule = DecisionTreeClassifier(max_leaf_nodes=8, random_state=0)
+    scores = cross_val_score(rule, between_dots(images)[:, None], labels, cv=5)
+    assert low < scores.mean() < high  # four standard errors to each side
 
 
 @pytest.mark.parametrize("parameters", [PATHFINDER, PATHFINDER_X])

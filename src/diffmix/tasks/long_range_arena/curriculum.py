@@ -140,20 +140,24 @@ def _easier_expressions(name: str, rows: int, on_notice: Callable[[str], None]) 
     return cached_set(name_in_cache(f"listops-{name}", parameters), task, parameters, make, on_notice)
 
 
-def _easier_images(
-    task: str, content: PathfinderParameters, name: str, rows: int, on_notice: Callable[[str], None]
-) -> GeneratedSet:
-    """The first rows of one of EASIER_IMAGES' sets: shorter contours, and shorter distractors, of which there are more."""
-    strokes = EASIER_IMAGES[name]
+def shorter_contours(content: PathfinderParameters, strokes: int) -> PathfinderParameters:
+    """Contours of fewer strokes, and shorter distractors, of which there are more."""
     length = max(2, strokes // 3)
     drawn = content.num_distractors * content.distractor_length  # strokes of all of them
-    easier = dataclasses.replace(
+    return dataclasses.replace(
         content,
         contour_length=strokes,
         distractor_length=length,
         num_distractors=drawn // length,
         block=min(content.block, strokes),
     )
+
+
+def _easier_images(
+    task: str, content: PathfinderParameters, name: str, rows: int, on_notice: Callable[[str], None]
+) -> GeneratedSet:
+    """The first rows of one of EASIER_IMAGES' sets."""
+    easier = shorter_contours(content, EASIER_IMAGES[name])
     parameters = {"seed": SEED, "version": _VERSION, "rows": rows, **dataclasses.asdict(easier)}
 
     def make(folder: Path) -> dict[str, Any]:
