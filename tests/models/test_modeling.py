@@ -272,6 +272,26 @@ def test_batch_norm_is_the_same_with_a_mask_that_masks_nothing(dtype):
     torch.testing.assert_close(*found)
 
 
+def test_pairs_train_with_batch_norm_where_only_one_text_is_padded():
+    first, second = torch.randint(1, 50, (4, 5)), torch.randint(1, 50, (4, 8))
+    mask = torch.ones(4, 8, dtype=torch.long)
+    mask[1:, 6:] = 0
+    found = []
+    for told in (None, torch.ones_like(first)):  # a mask that masks nothing takes the plain way through the norm
+        model = make("batch_norm", DiffmixForSequencePairClassification).double().train()
+        loss = model(
+            input_ids=first,
+            attention_mask=told,
+            input_ids_pair=second,
+            attention_mask_pair=mask,
+            labels=torch.tensor([0, 1, 2, 0]),
+        ).loss
+        loss.backward()
+        norm = model.model.layers[0].norm
+        found.append([parameter.grad for parameter in model.parameters()] + [norm.running_mean, norm.running_var])
+    torch.testing.assert_close(*found)
+
+
 def test_pair_model_is_two_towers_with_shared_weights():
     model = make("own_steps", DiffmixForSequencePairClassification)
     first, second = torch.randint(1, 50, (2, 5)), torch.randint(1, 50, (2, 8))

@@ -53,16 +53,21 @@ class MaskedBatchNorm(nn.BatchNorm1d):
             ).unflatten(0, hidden.shape[:2])
         if padding_mask is None and hidden.shape[0] * hidden.shape[1] > 1:
             self.num_batches_tracked.add_(1)  # pyright: ignore
-            return F.batch_norm(
+            # Copies: the backward pass keeps what it was given, and the other text of a pair changes the module's own.
+            means, variances = self.running_mean.clone(), self.running_var.clone()  # pyright: ignore
+            normal = F.batch_norm(
                 hidden.flatten(0, 1),
-                self.running_mean,
-                self.running_var,
+                means,
+                variances,
                 self.weight,
                 self.bias,
                 training=True,
                 momentum=self.momentum,  # pyright: ignore[reportArgumentType]
                 eps=self.eps,
-            ).unflatten(0, hidden.shape[:2])
+            )
+            self.running_mean.copy_(means)  # pyright: ignore
+            self.running_var.copy_(variances)  # pyright: ignore
+            return normal.unflatten(0, hidden.shape[:2])
         tokens = hidden.float() if hidden.dtype in (torch.bfloat16, torch.float16) else hidden
         mask = hidden.new_ones(hidden.shape[:2], dtype=torch.bool) if padding_mask is None else padding_mask
         real = mask.unsqueeze(-1).to(tokens.dtype)
