@@ -138,6 +138,13 @@ def test_tracks_by_hand():
     assert wrapped[0, 0].tolist() == [4.0, 40.0, 100.0]
 
 
+@pytest.mark.parametrize("offsets", [(-1, 0, 1), (-7, -2, 0, 2), (9,)])
+def test_tracks_have_second_derivatives(offsets):
+    hidden = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(lambda h: neighbor_diffusion(h, None, offsets), [hidden])
+    torch.autograd.gradgradcheck(lambda h: neighbor_diffusion(h, None, offsets) ** 2, [hidden])
+
+
 def test_past_offsets_do_not_see_the_future():
     hidden, weight = torch.randn(1, 20, 4), torch.randn(3, 4, 4)
     changed = hidden.clone()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -106,11 +107,35 @@ def _extended(hidden: Tensor, before: int, after: int, padding_mask: Tensor | No
 
 def _tracks(hidden: Tensor, offsets: Sequence[int], padding_mask: Tensor | None, boundary: str) -> Tensor:
     """Each track of channels from the neighbour at its offset, [B, N, D]: nothing is multiplied."""
+    fixed = not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # the number of tokens is known
+    if fixed and boundary == "zero" and hidden.device.type == "cpu":
+        return _MovedTracks.apply(hidden, tuple(offsets))
     before, after = _reach(offsets)
     tokens = hidden.shape[1]
     tracks = _extended(hidden, before, after, padding_mask, boundary).tensor_split(len(offsets), dim=-1)
     moved = [track.narrow(1, before + offset, tokens) for track, offset in zip(tracks, offsets, strict=True)]
     return torch.cat(moved, dim=-1)
+
+
+class _MovedTracks(torch.autograd.Function):
+    """out_i = h_{i+o} in track o, 0 beyond the ends. Each number is copied once, and once for the gradient, which moves back."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, offsets: tuple[int, ...]) -> Tensor:
+        ctx.offsets = offsets
+        tokens, moved = hidden.shape[1], torch.empty_like(hidden)
+        tracks = zip(hidden.tensor_split(len(offsets), -1), moved.tensor_split(len(offsets), -1), strict=True)
+        for offset, (source, target) in zip(offsets, tracks, strict=True):
+            first, last = min(tokens, max(0, -offset)), max(0, tokens - max(0, offset))  # tokens that hear one
+            if first < last:
+                target[:, first:last] = source[:, first + offset : last + offset]
+            target[:, :first] = 0
+            target[:, last:] = 0
+        return moved
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _MovedTracks.apply(gradients[0], tuple(-offset for offset in ctx.offsets)), None
 
 
 def _spacing(offsets: Sequence[int]) -> int | None:
