@@ -17,10 +17,12 @@ from diffmix.models.blocks import MaskedBatchNorm
 from diffmix.models.mixers import NeighborMixer
 from diffmix.models.perturbation import Dropout, add_noise
 from diffmix.models.token_loss import token_loss
+from diffmix.ops.neighbor_diffusion import neighbor_diffusion
 from diffmix.training.hardware import peak_memory
 
 Part = Callable[[Tensor, Tensor], Tensor]
 SIDES = ("plain", "ours")
+TRACKS = (-32, -16, -8, -4, -3, -2, -1, 0, 1, 2, 3, 4, 8, 16, 32)  # offsets of the recipe listops_short
 VOCABULARY, SCORED = 50_257, 4_096  # of a language model: GPT-2's tokens, and at most so many targets
 
 
@@ -47,6 +49,13 @@ def build_parts(width: int, dtype: torch.dtype, device: str = "cpu") -> dict[str
         tokens, targets = scored(hidden)
         return token_loss(tokens, vocabulary, targets)
 
+    def plain_tracks(hidden: Tensor, mask: Tensor) -> Tensor:
+        tokens, reach = hidden.shape[1], max(TRACKS)
+        tracks = F.pad(hidden, (0, 0, reach, reach)).tensor_split(len(TRACKS), dim=-1)
+        return torch.cat(
+            [track[:, reach + o : reach + o + tokens] for track, o in zip(tracks, TRACKS, strict=True)], -1
+        )
+
     return {
         "dropout": {
             "plain": lambda hidden, mask: plain_dropout(hidden),
@@ -67,6 +76,10 @@ def build_parts(width: int, dtype: torch.dtype, device: str = "cpu") -> dict[str
         "batch norm without padding": {
             "plain": lambda hidden, mask: norm(hidden, torch.ones_like(mask)),
             "ours": lambda hidden, mask: norm(hidden),
+        },
+        f"{len(TRACKS)} tracks that move": {
+            "plain": plain_tracks,
+            "ours": lambda hidden, mask: neighbor_diffusion(hidden, None, TRACKS),
         },
         "mixture and first layer": {
             "plain": lambda hidden, mask: layer(mixer(hidden)),
