@@ -383,17 +383,16 @@ class DiffmixConfig(PretrainedConfig):
 
     def _check_neighbor(self) -> None:
         given: Any = self.neighbor_offsets
-        if not isinstance(given, list):
-            given = []
-        by_step = bool(given) and all(isinstance(offsets, list) for offsets in given)
+        by_step = isinstance(given, list) and bool(given) and all(isinstance(offsets, list) for offsets in given)
         for offsets in given if by_step else [given]:
-            if not offsets or any(not isinstance(o, int) for o in offsets) or len(set(offsets)) != len(offsets):
+            integers = isinstance(offsets, list) and all(isinstance(offset, int) for offset in offsets)
+            if not offsets or not integers or len(set(offsets)) != len(offsets):
                 raise ValueError(
-                    f"neighbor_offsets is {given!r}; give different integers, such as [-1, 0, 1], or a list of such lists"
+                    f"neighbor_offsets holds {offsets!r}; give different integers, such as [-1, 0, 1], or a list of such lists"
                 )
             if self.is_causal and min(offsets) > 0:
                 raise ValueError(
-                    f"neighbor_offsets is {given!r}, but a causal model hears none of {offsets!r}; add 0 or below"
+                    f"neighbor_offsets holds {offsets!r}, of which a causal model hears none; add 0 or below"
                 )
         if by_step and len(given) > self.num_hidden_layers:
             raise ValueError(
