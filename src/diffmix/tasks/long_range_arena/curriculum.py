@@ -44,6 +44,17 @@ SEED = 1  # the task's own sets are drawn with 0
 _VERSION = 1  # raise it when the same parameters give other data
 
 
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    """The easier sets of a task."""
+
+    what: str  # is shorter in them
+    names: list[str]  # those that fit the task
+    rows: int  # that each of them adds
+    draw: Callable[[str, int], GeneratedSet]  # the first rows of a set
+    growth: Callable[[Sequence[str]], np.ndarray | None]  # `Examples.growth` of train and the sets that join it
+
+
 def with_easier(task: TaskData, names: Sequence[str], on_notice: Callable[[str], None]) -> TaskData:
     """The task with as many rows of each easier set in train as train has of its own, or a quarter of images; drawn once, cached.
 
@@ -52,42 +63,30 @@ def with_easier(task: TaskData, names: Sequence[str], on_notice: Callable[[str],
     Of ListOps only sets whose expressions are all shorter than the task's are taken, so that none stands in validation or test;
     images of shorter contours cannot. Raises RequestError.
     """
-    for name in names:
-        if names.count(name) > 1:
-            raise RequestError(f"extra_train: {name!r} is given twice; give it once")
-    generated = GENERATED[task.name]
-    content = generated.content
-    if isinstance(content, Grammar):
-        fitting = [name for name, easier in EASIER.items() if easier.max_length < content.min_length]
-        what = "expressions"
-    else:
-        fitting, what = list(EASIER_IMAGES), "contours"
-    for name in names:
-        if name not in fitting:
-            raise RequestError(
-                f"extra_train: {task.name} takes {', '.join(fitting) or 'none'}, whose {what} are shorter than its own, got "
-                f"{name!r}"
-            )
     own = task.train
     assert isinstance(own, Examples)
     assert isinstance(own.input_ids, TokenRows)
+    family = _family(task.name, len(own), on_notice)
+    for name in names:
+        if names.count(name) > 1:
+            raise RequestError(f"extra_train: {name!r} is given twice; give it once")
+        if name not in family.names:
+            raise RequestError(
+                f"extra_train: {task.name} takes {', '.join(family.names) or 'none'}, whose {family.what} are shorter than its "
+                f"own, got {name!r}"
+            )
     _check_shorter(names, task.validation, "validation")
     ids, labels = [own.input_ids], [own.labels]
-    rows = len(own) if isinstance(content, Grammar) else -(-len(own) // IMAGES_SHARE)
     for name in names:
-        distinct = min(rows, _DISTINCT.get(name, rows))
-        if isinstance(content, Grammar):
-            found = _easier_expressions(name, distinct, on_notice)
-        else:
-            found = _easier_images(task.name, content, name, distinct, on_notice)
-        easier = found.split("train", len(task.label_names), generated.shift)
-        easier = easier.take(np.resize(np.arange(distinct), rows))
+        distinct = min(family.rows, _DISTINCT.get(name, family.rows))
+        found = family.draw(name, distinct).split("train", len(task.label_names), GENERATED[task.name].shift)
+        easier = found.take(np.resize(np.arange(distinct), family.rows))
         assert isinstance(easier.input_ids, TokenRows)
         ids.append(easier.input_ids)
         labels.append(easier.labels)
-    growth = None if isinstance(content, Grammar) else _growth(content.contour_length, len(own), names, rows)
-    train = Examples(np.concatenate(labels), input_ids=TokenRows.concatenate(ids), growth=growth)
-    added = {"train_rows": len(train), "extra_train": f"{', '.join(names)}: {rows:,} rows of shorter {what} each"}
+    train = Examples(np.concatenate(labels), input_ids=TokenRows.concatenate(ids), growth=family.growth(names))
+    told = f"{', '.join(names)}: {family.rows:,} rows of shorter {family.what} each"
+    added = {"train_rows": len(train), "extra_train": told}
     facts = task.facts | added
 
     def load_test() -> Examples | None:
@@ -98,6 +97,27 @@ def with_easier(task: TaskData, names: Sequence[str], on_notice: Callable[[str],
         return test
 
     return dataclasses.replace(task, train=train, load_test=load_test, facts=facts)
+
+
+def _family(task: str, own_rows: int, on_notice: Callable[[str], None]) -> _Family:
+    content = GENERATED[task].content
+    if isinstance(content, Grammar):
+        shorter = [name for name, easier in EASIER.items() if easier.max_length < content.min_length]
+        return _Family(
+            what="expressions",
+            names=shorter,
+            rows=own_rows,
+            draw=lambda name, rows: _easier_expressions(name, rows, on_notice),
+            growth=lambda names: None,  # that is, their lengths
+        )
+    share = -(-own_rows // IMAGES_SHARE)
+    return _Family(
+        what="contours",
+        names=list(EASIER_IMAGES),
+        rows=share,
+        draw=lambda name, rows: _easier_images(task, content, name, rows, on_notice),
+        growth=lambda names: _growth(content.contour_length, own_rows, names, share),
+    )
 
 
 def _growth(own: int, own_rows: int, names: Sequence[str], rows: int) -> np.ndarray:
