@@ -43,6 +43,27 @@ def test_the_gain_is_the_mean_over_tasks_paired_over_seeds(tmp_path, gain, verdi
     assert one[GAIN].verdict == "not measured yet"
 
 
+@pytest.mark.parametrize("name", ["study-long_documents", "study-lra"])
+def test_a_task_of_other_attentions_alone_keeps_no_result_back(tmp_path, name):
+    sides = {"sparse": [0.8, 0.81], "diffusion": [0.84, 0.851]}
+    accuracies = {"listops": sides, "lra_image": sides, "pathfinder": {"neighbor": [0.9], "sparse": [0.5, 0.5]}}
+    found = verdicts(tmp_path, name, {"resolved": {}, "cells": cells("recipe", accuracies)})
+    finding = found[ARENA if name == "study-lra" else GAIN]
+    assert finding.verdict != "not measured yet"
+    assert "pathfinder" not in finding.numbers
+
+
+def test_only_published_tasks_enter_the_mean_of_the_arena(tmp_path):
+    sides, worse = {"sparse": [0.8, 0.81], "diffusion": [0.84, 0.851]}, {"sparse": [0.8, 0.81], "diffusion": [0.1, 0.2]}
+    accuracies = {"listops": sides, "lra_image": sides, "newsgroups_retrieval": worse}
+    found = verdicts(tmp_path, "study-lra", {"resolved": {}, "cells": cells("recipe", accuracies)})
+    assert "+4.05 points" in found[ARENA].numbers
+    assert "newsgroups_retrieval" not in found[ARENA].numbers
+    del accuracies["lra_image"]
+    found = verdicts(tmp_path, "study-lra", {"resolved": {}, "cells": cells("recipe", accuracies)})
+    assert found[ARENA].verdict == "not measured yet"
+
+
 @pytest.mark.parametrize(
     ("far", "verdict"), [([0.9, 0.95], "holds"), ([0.1, 0.1], "does not hold"), ([0.09, 0.12], "does not hold")]
 )

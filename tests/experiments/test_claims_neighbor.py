@@ -107,6 +107,28 @@ def test_competitive_depends_on_both_distilberts(tmp_path, paper, scratch, verdi
     assert found["Competitive with DistilBERT"].verdict == verdict
 
 
+def test_how_classes_weigh_is_told_where_rows_differ_in_it(tmp_path):
+    history = [{"validation/loss": 0.3, "train/accuracy": 0.9, "epoch": 1}] * 2
+    rows = [row("ag_news_paper", 0.9, history=history), row("ag_news:model=distilbert", 0.9, model="distilbert")]
+    result = {"comparison": "ag_news", "rows": rows}
+    judged = ("AG News: 90.07 % test accuracy", "Competitive with DistilBERT", "Minimal overfitting")
+    found = verdicts(tmp_path, compare__ag_news=result)
+    assert not any("weighed" in found[claim].numbers for claim in judged)
+    rows[0]["resolved"]["class_balance"], rows[1]["resolved"]["class_balance"] = "none", "loss"
+    found = verdicts(tmp_path, compare__ag_news=result)
+    assert all("classes not weighed" in found[claim].numbers for claim in judged)
+    assert "classes weighed equally" in found["Competitive with DistilBERT"].numbers
+
+
+def test_the_command_beside_a_claim_is_the_results_own(tmp_path):
+    step = {"low": 0.1, "median": 0.2, "high": 0.3, "accuracy": 0.9}
+    command = "diffmix bench convergence --run elsewhere"
+    result = {"recipe": "ag_news_paper", "trained_steps": 2, "steps": [step, step], "command": command}
+    (tmp_path / "convergence.json").write_text(json.dumps(result))
+    text = claims_table(CLAIMS, tmp_path)
+    assert f"written by `{command}`" in text
+
+
 @pytest.mark.parametrize(
     ("last_loss", "train_accuracy", "verdict"),
     [(0.30, 0.91, "holds"), (0.60, 0.99, "does not hold"), (0.60, 0.91, "undecided")],
@@ -142,7 +164,7 @@ def test_precision_is_paired_over_seeds_and_bf16_is_not_fp16(tmp_path, dtype, na
 def test_convergence_and_scaling(tmp_path):
     step = {"low": 0.1, "median": 0.2, "high": 0.3, "accuracy": 0.9}
     settled = {"low": 1e-4, "median": 1e-3, "high": 5e-3, "accuracy": 0.8}
-    convergence = {"trained_steps": 2, "steps": [step, step, settled]}
+    convergence = {"recipe": "ag_news_paper", "trained_steps": 2, "steps": [step, step, settled]}
     scaling = bench(ratios={"time": ratio(4, 4.2), "memory": ratio(3.9, 4)})
     found = verdicts(tmp_path, convergence=convergence, bench__scaling=scaling)
     assert found["The output is read after convergence"].verdict == "does not hold"

@@ -18,6 +18,7 @@ class Finding:
 
     verdict: Verdict
     numbers: str
+    written_by: str | None = None  # the command that the result names as its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,8 @@ def judge_claims(claims: Sequence[Claim], results: Path) -> list[tuple[Claim, Fi
         finding = Finding("not measured yet", f"`{claim.command}` measures it")
         if path.is_file():
             try:
-                finding = claim.judge(read_result(path))
+                result = read_result(path)
+                finding = dataclasses.replace(claim.judge(result), written_by=result.get("command"))
             except RowMissingError as missing:
                 finding = Finding(
                     "not measured yet", f"the result holds no row of {missing}; `{claim.command}` measures it"
@@ -58,7 +60,7 @@ def claims_table(claims: Sequence[Claim], results: Path) -> str:
     lines = ["| claim | verdict |", "|---|---|"]
     lines += [f"| {claim.statement} | **{finding.verdict}** |" for claim, finding in judged]
     for claim, finding in judged:
-        source = f"`results/{claim.result}.json`, written by `{claim.command}`"
+        source = f"`results/{claim.result}.json`, written by `{finding.written_by or claim.command}`"
         numbers = finding.numbers[:1].upper() + finding.numbers[1:]
         lines += ["", f"### {claim.statement}", "", f"**{finding.verdict.capitalize()}.** {numbers}.", ""]
         lines += [f"- Rule: {claim.rule}.", f"- Source: {source}."]

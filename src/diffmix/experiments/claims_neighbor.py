@@ -73,13 +73,22 @@ def _accuracy(row: Mapping[str, Any]) -> tuple[float, float, float]:
     return value, metrics.get("test/accuracy_low", value), metrics.get("test/accuracy_high", value)
 
 
-def _told(row: Mapping[str, Any]) -> str:
+def _told(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     value, low, high = _accuracy(row)
     over = f"{row['seeds']} seeds" if row["seeds"] > 1 else "one seed"
     rows = row["metrics"].get("train/examples")
     return (
-        f"`{row['recipe']}` {100 * value:.2f} % ({100 * low:.2f} to {100 * high:.2f}, {over}, {rows:,.0f} train rows)"
+        f"`{row['recipe']}` {100 * value:.2f} % ({100 * low:.2f} to {100 * high:.2f}, {over}, {rows:,.0f} train rows"
+        f"{_weighing(result, row)})"
     )
+
+
+def _weighing(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """How classes weigh in training, where rows of the result differ in that."""
+    weighing = [each["resolved"].get("class_balance") for each in result["rows"]]
+    if len(set(weighing)) == 1:
+        return ""
+    return ", classes weighed equally" if row["resolved"].get("class_balance") == "loss" else ", classes not weighed"
 
 
 def _reaches(target: float, full_rows: int) -> Callable[[Mapping[str, Any]], Finding]:
@@ -91,8 +100,8 @@ def _reaches(target: float, full_rows: int) -> Callable[[Mapping[str, Any]], Fin
         verdict = by_interval(low, high, target)
         fewer = row["metrics"].get("train/examples", 0) < 0.8 * full_rows
         if verdict == "does not hold" and fewer:
-            return Finding("undecided", f"{_told(row)}, of the {full_rows:,} that the paper had")
-        return Finding(verdict, _told(row))
+            return Finding("undecided", f"{_told(result, row)}, of the {full_rows:,} that the paper had")
+        return Finding(verdict, _told(result, row))
 
     return judge
 
@@ -103,7 +112,7 @@ def _distilbert_accuracy(result: Mapping[str, Any]) -> Finding:
     published = (
         f"fine-tuned from its published weights, {100 * DISTILBERT_FINE_TUNED:.1f} % on the test set are published"
     )
-    return Finding("does not hold" if best < 0.9863 else "undecided", f"{_told(row)} from scratch; {published}")
+    return Finding("does not hold" if best < 0.9863 else "undecided", f"{_told(result, row)} from scratch; {published}")
 
 
 def _competitive(result: Mapping[str, Any]) -> Finding:
@@ -111,7 +120,7 @@ def _competitive(result: Mapping[str, Any]) -> Finding:
     low, high = _accuracy(ours)[1:]
     scratch, published = _accuracy(theirs)[0], DISTILBERT_FINE_TUNED
     numbers = (
-        f"{_told(ours)}; {_told(theirs)} from scratch, with classes weighed, longer texts and embeddings that start from "
+        f"{_told(result, ours)}; {_told(result, theirs)} from scratch, with longer texts and embeddings that start from "
         f"co-occurrence; {100 * published:.1f} % published fine-tuned"
     )
     if low >= published - COMPETITIVE:
@@ -127,7 +136,7 @@ def _precision(result: Mapping[str, Any]) -> Finding:
     if "fp32" not in rows or narrow is None:
         raise RequestError("results of precision need one row of dtype=fp32 and one of dtype=fp16 (or bf16)")
     wide, low_precision = rows["fp32"], rows[narrow]
-    numbers = f"fp32 {_told(wide)}; {narrow} {_told(low_precision)}"
+    numbers = f"fp32 {_told(result, wide)}; {narrow} {_told(result, low_precision)}"
     lost = [
         a["test/accuracy"] - b["test/accuracy"]
         for a, b in zip(wide["per_seed"], low_precision["per_seed"], strict=True)
@@ -158,7 +167,9 @@ def _overfitting(result: Mapping[str, Any]) -> Finding:
     gap = statistics.fmean(train) - test
     numbers += f", train accuracy {100 * statistics.fmean(train):.2f} %, test accuracy {100 * test:.2f} %"
     small = (rise <= OVERFITTED_LOSS) + (gap <= OVERFITTED_GAP)
-    return Finding(("does not hold", "undecided", "holds")[small], f"{numbers} (`{row['recipe']}`)")
+    return Finding(
+        ("does not hold", "undecided", "holds")[small], f"{numbers} (`{row['recipe']}`{_weighing(result, row)})"
+    )
 
 
 def _convergence(result: Mapping[str, Any]) -> Finding:
@@ -167,7 +178,7 @@ def _convergence(result: Mapping[str, Any]) -> Finding:
     numbers = (
         f"relative change in the last trained step ({trained}): median {at['median']:.3g} ({at['low']:.3g} to "
         f"{at['high']:.3g} for 90 % of sequences); in step {len(steps)}: {last['median']:.3g}; accuracy after {trained} steps "
-        f"{100 * at['accuracy']:.2f} %, after {len(steps)} {100 * last['accuracy']:.2f} %"
+        f"{100 * at['accuracy']:.2f} %, after {len(steps)} {100 * last['accuracy']:.2f} % (`{result['recipe']}`)"
     )
     return Finding(
         "holds" if at["high"] <= CONVERGED else "does not hold" if at["median"] > CONVERGED else "undecided", numbers
