@@ -1,5 +1,10 @@
+import dataclasses
+
 import pytest
 
+from diffmix.benchmarks.specs import Options
+from diffmix.benchmarks.suites import BENCHMARKS
+from diffmix.cli.bench import TIMED, TIMED_OPTIONS
 from diffmix.cli.main import main
 
 
@@ -8,7 +13,13 @@ from diffmix.cli.main import main
     [
         (["bench", "distilbret"], "distilbret"),
         (["bench", "convergence"], "--run"),
-        (["bench", "scaling", "--run", "somewhere"], "--recipe"),
+        (["bench", "swap"], "--run"),
+        (["bench", "distilbret"], "paper_memory, convergence, equilibrium, swap"),
+        (["bench", "scaling", "--run", "somewhere"], "no --run"),
+        (["bench", "equilibrium", "--steps", "3", "--recipe", "nosuch"], "no --recipe, no --steps"),
+        (["bench", "convergence", "--run", "somewhere", "--repetitions", "2"], "it takes --run, --steps, --data"),
+        (["bench", "swap", "--run", "somewhere", "--steps", "2"], "no --steps"),
+        (["bench", "convergence", "--run", "somewhere", "--dtype", "auto"], "no --dtype"),
         (["bench", "distilbert", "--recipe", "no_such_recipe"], "no_such_recipe"),
         (["compare", "ag_news:no_such_key=1"], "no_such_key"),
         (["compare"], "RECIPE"),
@@ -21,6 +32,11 @@ def test_wrong_requests_end_with_2_and_one_line(arguments, said, capsys, tmp_pat
     assert message.count("\n") == 1
     assert said in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bench_names_every_benchmark():
+    assert tuple(BENCHMARKS) == TIMED
+    assert {option.name for option in dataclasses.fields(Options)} == set(TIMED_OPTIONS)
 
 
 def test_bench_writes_its_result_and_prints_its_table(tmp_path, monkeypatch, capsys):

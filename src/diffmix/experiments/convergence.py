@@ -23,8 +23,7 @@ def measure_convergence(
     *,
     steps: int = 64,
     data: Path | str | None = None,
-    output: Path = Path("results/convergence.json"),
-    figure: Path | None = Path("docs/figures/convergence.svg"),
+    output: Path | None = None,
     force: bool = False,
     notice: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -34,20 +33,18 @@ def measure_convergence(
         run: the folder of a finished run of a neighbour model.
         steps: how far to iterate. A model whose steps have weights of their own has no further step: it stops at its last.
         data: where the run's validation rows lie; None: where the run found them.
-        output: the result file.
-        figure: an SVG of the changes; None: no figure.
-        force: replace what is there.
+        output: the result file; None: results/convergence.json.
+        force: replace it.
         notice: told what is written.
 
     Raises:
         RequestError: no such run, no neighbour model, a file that exists.
     """
+    output = Path("results/convergence.json") if output is None else output
     claim_result(output, force=force)
-    if figure is not None:
-        claim_result(figure, force=force)
     if steps < 1:
         raise RequestError(f"steps is {steps}: give 1 or more")
-    from diffmix.tasks import load_task
+    from diffmix.training.building import recipe_data
     from diffmix.training.hardware import environment
     from diffmix.training.prediction import labels_for, load_classifier
     from diffmix.training.recipe import load_recipe
@@ -61,15 +58,7 @@ def measure_convergence(
         )
     recipe = load_recipe(run / "recipe.yaml")
     data = recorded_data(run) if data is None else data
-    task = load_task(
-        recipe.task,
-        data=data,
-        validation_fraction=recipe.validation_fraction,
-        text_column=recipe.text_column,
-        label_column=recipe.label_column,
-        limit=recipe.limit,
-        on_notice=notice,
-    )
+    task = recipe_data(recipe, data, notice)
     rows = np.random.default_rng(0).permutation(len(task.validation))[:ROWS]
     examples = task.validation.take(np.sort(rows))
     labels = labels_for(examples, task.label_names, classifier.label_names)
@@ -96,9 +85,6 @@ def measure_convergence(
     }
     write_result(output, result, data=data)
     notice(f"Wrote {output}")
-    if figure is not None:
-        _draw(result, figure)
-        notice(f"Wrote {figure}")
     return result
 
 
@@ -136,31 +122,3 @@ def _trace(classifier: Any, examples: Any, labels: np.ndarray, steps: int) -> tu
     finally:
         config.num_hidden_layers, config.neighbor_tolerance = trained
     return changes, right
-
-
-def _draw(result: dict[str, Any], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    from diffmix.report.drawing import COLOURS, to_svg
-
-    steps = result["steps"]
-    number = np.arange(1, len(steps) + 1)
-    median, low, high = (np.array([step[key] for step in steps]) for key in ("median", "low", "high"))
-    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-    axes = figure.subplots()
-    axes.fill_between(number, low, high, color=COLOURS["series-1"], alpha=0.2, linewidth=0, label="90 % of sequences")
-    axes.plot(number, median, color=COLOURS["series-1"], marker="o", markersize=3, linewidth=1.4, label="median")
-    axes.axvline(
-        result["trained_steps"], color=COLOURS["muted"], linestyle="--", linewidth=1, label="steps in training"
-    )
-    axes.set_yscale("log")
-    axes.set_xlabel("step t")
-    axes.set_ylabel("‖h(t) − h(t−1)‖ / ‖h(t−1)‖")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    described = (
-        f"Relative change of the states by step of {result['recipe']}: {median[0]:.3g} in step 1, "
-        f"{median[-1]:.3g} in step {len(steps)}"
-    )
-    path.write_text(to_svg(figure, described) + "\n", encoding="utf-8")

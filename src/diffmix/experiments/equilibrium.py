@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 def measure_equilibrium(
     *,
-    output: Path = Path("results/equilibrium.json"),
+    output: Path | None = None,
     force: bool = False,
     notice: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def measure_equilibrium(
     Distances are total variation, ½ Σ_j |p_j - w_j|.
 
     Args:
-        output: the result file.
+        output: the result file; None: results/equilibrium.json.
         force: replace it.
         notice: told what is written.
 
@@ -44,6 +44,7 @@ def measure_equilibrium(
     """
     from diffmix.training.hardware import environment
 
+    output = Path("results/equilibrium.json") if output is None else output
     claim_result(output, force=force)
     random = np.random.default_rng(0)
     query, key = random.normal(size=(QUERIES, CHANNELS)), random.normal(size=(KEYS, CHANNELS))

@@ -15,7 +15,7 @@ from typing import Any
 
 from diffmix.errors import RequestError
 from diffmix.experiments import claims_diffuser, claims_heat_kernel, claims_neighbor
-from diffmix.experiments.benchmark_tables import BENCHMARK_TABLES, convergence_table
+from diffmix.experiments.benchmark_tables import BENCHMARK_TABLES
 from diffmix.experiments.claims import claims_table
 from diffmix.experiments.long_range_tables import long_range_arena_table
 from diffmix.experiments.markdown import caption, markdown, shown, with_interval
@@ -77,12 +77,8 @@ def make_table(name: str, results: Path) -> str:
     return make(*(read_result(results / f"{file}.json") for file in files))
 
 
-def comparison_table(*comparisons: Mapping[str, Any]) -> str:
-    """Accuracy, calibration and cost of each recipe of one or several comparisons."""
-    return "\n\n".join(_one_comparison(comparison) for comparison in comparisons)
-
-
-def _one_comparison(comparison: Mapping[str, Any]) -> str:
+def comparison_table(comparison: Mapping[str, Any]) -> str:
+    """Accuracy, calibration and cost of each recipe of a comparison."""
     body, examples = [], set()
     for row in comparison["rows"]:
         metrics = row["metrics"]
@@ -128,9 +124,6 @@ def _one_comparison(comparison: Mapping[str, Any]) -> str:
 
 
 TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {  # name → files of results/, and what is made of them
-    "classifiers": (("compare-ag_news", "compare-imdb"), comparison_table),
-    "demo": (("compare-language_id",), comparison_table),
-    "convergence": (("convergence",), convergence_table),
     "lra": (("study-lra",), long_range_arena_table),
     "lra_brief": (("study-lra_brief",), long_range_arena_table),
     **{name: ((f"bench-{name}",), table) for name, table in BENCHMARK_TABLES.items()},
@@ -141,7 +134,6 @@ _OF_A_FILE: dict[str, Callable[..., str]] = {  # first word of a file of results
     "study": study_table,
     "swap": swap_table,
     "spectrum": distance_table,
-    "convergence": convergence_table,
     "bench-distilbert": BENCHMARK_TABLES["distilbert"],
     "bench-obvious": BENCHMARK_TABLES["obvious"],
 }
