@@ -6,7 +6,7 @@ import pytest
 from diffmix.errors import RequestError
 from diffmix.experiments.benchmark_tables import convergence_table
 from diffmix.experiments.markdown import markdown
-from diffmix.experiments.tables import main, make_table, regenerate
+from diffmix.experiments.tables import comparison_table, main, make_table, regenerate
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,6 +76,20 @@ def test_the_command_says_what_it_did(root, capsys):
     assert main(["--root", str(root)]) == 0
     assert main(["--root", str(root), "--check"]) == 0
     assert "README.md rewritten" in capsys.readouterr().out
+
+
+def test_a_comparison_names_all_that_its_rows_were_trained_on(root):
+    result = comparison()
+    made = {"device": "a CPU", "device_type": "cpu", "threads": 1, "revision": "a" * 40}
+    result["rows"] = [{**result["rows"][0], "environment": {**made, "threads": threads}} for threads in (2, 1, 2)]
+    result["environment"] = result["rows"][0]["environment"]
+    table = comparison_table(result)
+    assert "(a CPU, 1 threads; a CPU, 2 threads)" in table
+    assert "Rows were trained at revisions" not in table
+    result["rows"][1]["environment"] = {**made, "threads": 2, "revision": "b" * 40}
+    table = comparison_table(result)
+    assert "Devices differ" not in table
+    assert "Rows were trained at revisions aaaaaaaa, bbbbbbbb." in table
 
 
 def test_markdown_lines_up_and_keeps_its_columns():

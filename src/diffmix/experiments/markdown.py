@@ -7,6 +7,8 @@ from typing import Any
 
 from diffmix.experiments.results import describe_environment
 
+_PLACE = ("device", "device_type", "threads")
+
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns line up in plain text too; the first is text, the others are numbers."""
@@ -25,6 +27,21 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def caption(result: Mapping[str, Any]) -> str:
     """The command that wrote a result, and on what."""
     return f"`{result['command']}` on {describe_environment(result['environment'])}."
+
+
+def differing(what: str, environments: Sequence[Mapping[str, Any]]) -> str:
+    """Sentences that name the revisions, devices and numbers of threads of `what`, where there are several."""
+    revisions = sorted({str(made["revision"])[:8] for made in environments if made.get("revision")})
+    places = sorted({place(made) for made in environments})
+    told = f" {what} were trained at revisions {', '.join(revisions)}." if len(revisions) > 1 else ""
+    if len(places) > 1:
+        told += f" Devices differ ({'; '.join(places)}): compare no times and no memory across them."
+    return told
+
+
+def place(environment: Mapping[str, Any]) -> str:
+    """What costs depend on: the device and its threads."""
+    return describe_environment({key: environment[key] for key in _PLACE if key in environment})
 
 
 def with_interval(metrics: Mapping[str, Any], key: str, form: Callable[[float], str]) -> str:

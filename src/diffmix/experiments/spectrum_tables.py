@@ -7,24 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from diffmix.experiments.markdown import markdown
-from diffmix.experiments.results import describe_environment
-
-
-def pattern_name(pattern: Mapping[str, Any]) -> str:
-    """`window 64, 16 global, 8 links`, without what is 0."""
-    chosen = pattern["global_tokens"]
-    number = chosen if isinstance(chosen, int) else len(chosen)
-    parts = [f"window {pattern['window']}"]
-    parts += [f"{number} global"] * bool(number) + [f"{pattern['random_links']} links"] * bool(pattern["random_links"])
-    return ", ".join(parts)
+from diffmix.experiments.markdown import caption, markdown
+from diffmix.report.patterns import by_pattern, pattern_name
 
 
 def gap_table(result: Mapping[str, Any]) -> str:
     """λ_2 of each pattern by length, and at the greatest length against a random regular graph of the same degree."""
     lengths = result["settings"]["length"]
     rows = []
-    for name, graphs in _by_pattern(result).items():
+    for name, graphs in by_pattern(result["graphs"]).items():
         last = graphs[max(lengths)]
         cells = [f"{last['mean_degree']:.1f}", *(f"{graphs[n]['gap']:.3g}" for n in lengths)]
         regular = last.get("regular")
@@ -38,7 +29,7 @@ def gap_table(result: Mapping[str, Any]) -> str:
         else "The complete graph has gap 1 at every length."
     )
     about = f"Degree, random regular graph (of that degree) and the share at n = {max(lengths):,}. {kind}"
-    return f"{markdown(headings, rows)}\n\n{about} {_caption(result)}"
+    return f"{markdown(headings, rows)}\n\n{about} {caption(result)}"
 
 
 def reach_table(result: Mapping[str, Any]) -> str:
@@ -46,7 +37,7 @@ def reach_table(result: Mapping[str, Any]) -> str:
     lengths = result["settings"]["length"]
     shown = (1, 2, 3, 5)
     rows, sampled = [], 0
-    for name, graphs in _by_pattern(result).items():
+    for name, graphs in by_pattern(result["graphs"]).items():
         last = graphs[max(lengths)]
         sampled = max(sampled, last["heard"] if last["heard"] < last["n"] else 0)
         cells = ["never" if graphs[n]["hops"] is None else str(graphs[n]["hops"]) for n in lengths]
@@ -63,12 +54,12 @@ def reach_table(result: Mapping[str, Any]) -> str:
     about = f"Hops until {pairs} are joined; the share of pairs joined and the random regular graph at n = {max(lengths):,}."
     if sampled:
         about += f" Beyond 4,096 tokens {sampled} of the heard tokens are followed, the first and the last among them."
-    return f"{markdown(headings, rows)}\n\n{about} {_caption(result)}"
+    return f"{markdown(headings, rows)}\n\n{about} {caption(result)}"
 
 
 def map_table(result: Mapping[str, Any]) -> str:
     """What diffusion makes of the spectrum: formula, operator and limit."""
-    return "\n\n".join([*(_one_map(mapped) for mapped in result["maps"]), _caption(result)])
+    return "\n\n".join([*(_one_map(mapped) for mapped in result["maps"]), caption(result)])
 
 
 def _one_map(mapped: Mapping[str, Any]) -> str:
@@ -113,7 +104,7 @@ def distance_table(result: Mapping[str, Any]) -> str:
         f"density {result['density']:.1%}. Mean total variation of a row, and Frobenius norm relative to that of full attention, "
         f"each the mean over heads and rows. Full attention outside of the pattern, by layer: {outside}."
     )
-    return f"{markdown(headings, rows)}\n\n{about} {_caption(result)}"
+    return f"{markdown(headings, rows)}\n\n{about} {caption(result)}"
 
 
 PATTERN_TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -121,14 +112,6 @@ PATTERN_TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "spectrum_reach": reach_table,
     "spectrum_map": map_table,
 }
-
-
-def _by_pattern(result: Mapping[str, Any]) -> dict[str, dict[int, Mapping[str, Any]]]:
-    """Name of the pattern → length → what was measured."""
-    graphs: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for measured in result["graphs"]:
-        graphs.setdefault(pattern_name(measured), {})[measured["n"]] = measured
-    return graphs
 
 
 def _share(reached: Sequence[float], hops: int) -> str:
@@ -140,7 +123,3 @@ def _share(reached: Sequence[float], hops: int) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
-
-
-def _caption(result: Mapping[str, Any]) -> str:
-    return f"`{result['command']}` on {describe_environment(result['environment'])}."

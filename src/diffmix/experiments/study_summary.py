@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from diffmix.evaluation.intervals import mean_interval
-from diffmix.experiments.markdown import markdown
+from diffmix.experiments.markdown import differing, markdown, place
 from diffmix.experiments.results import describe_environment, portable_spec
 from diffmix.experiments.study_file import SEED, Study
 from diffmix.report.text import short_count, short_size
@@ -27,7 +27,6 @@ _LOWER_IS_BETTER = (
     "seconds",
     "memory",
 )
-_PLACE = ("device", "device_type", "threads")  # of a cell's environment: what its costs depend on
 _COSTS = ("per_second", "seconds", "memory")
 
 
@@ -96,12 +95,13 @@ def study_table(result: Mapping[str, Any]) -> str:
         ]
         for row in _begun(result["means"], lambda row: bool(row["seeds"]))
     ]
+    finished = [cell for cell in result["cells"] if cell["state"] == "finished"]
     told = f"Mean ± 95 % t-interval over seeds. `{result['command']}`"
     if result["environment"]:
         told += f" on {describe_environment(result['environment'])}"
     parts = [
         markdown([*(axes or ["study"]), "seeds", *metrics], rows),
-        f"{told}.{_revisions(result)}{_devices(result)}",
+        f"{told}.{differing('Cells', [_environment(result, cell) for cell in finished])}",
     ]
     if result["missing"]:
         parts.append(f"Missing: {len(result['missing'])} of {len(result['cells'])} cells.")
@@ -182,17 +182,17 @@ def _differences(study: Study, result: Mapping[str, Any]) -> list[dict[str, Any]
         return []
     axes = [axis for axis in study.axes if axis != SEED]
     axis, baseline = study.compared
-    found, place = _finished_cells(study, result), axes.index(axis)
+    found, compared_axis = _finished_cells(study, result), axes.index(axis)
     rows = []
     for choices, seeds in found.items():
-        if choices[place] == baseline:
+        if choices[compared_axis] == baseline:
             continue
-        base = found[(*choices[:place], baseline, *choices[place + 1 :])]
+        base = found[(*choices[:compared_axis], baseline, *choices[compared_axis + 1 :])]
         compared = {}
         for metric in study.metrics:
             cells = [(seeds[seed], base[seed]) for seed in seeds if seed in base]
             if any(word in metric for word in _COSTS):
-                cells = [(a, b) for a, b in cells if _place(result, a) == _place(result, b)]
+                cells = [(a, b) for a, b in cells if place(_environment(result, a)) == place(_environment(result, b))]
             pairs = [(a["metrics"].get(metric), b["metrics"].get(metric)) for a, b in cells]
             values = _finite(None if a is None or b is None else a - b for a, b in pairs)
             interval = _interval(values)
@@ -268,23 +268,6 @@ def _fixed(number: float, *, decimals: int) -> str:
     return f"{number:.{decimals}f}"
 
 
-def _revisions(result: Mapping[str, Any]) -> str:
-    """Where cells were trained at several revisions of the code, which."""
-    base = result["environment"].get("revision")
-    cells = [cell for cell in result["cells"] if cell["state"] == "finished"]
-    found = sorted({str(cell["environment"].get("revision", base))[:8] for cell in cells})
-    return f" Cells were trained at revisions {', '.join(found)}." if len(found) > 1 else ""
-
-
-def _devices(result: Mapping[str, Any]) -> str:
-    """Where cells were trained on several devices, which; their times are not those of one machine."""
-    found = sorted({_place(result, cell) for cell in result["cells"] if cell["state"] == "finished"})
-    return (
-        f" Devices differ ({'; '.join(found)}): compare no times and no memory across them." if len(found) > 1 else ""
-    )
-
-
-def _place(result: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
-    """The device and threads of a finished cell."""
-    environment = {**result["environment"], **cell["environment"]}
-    return describe_environment({key: environment[key] for key in _PLACE if key in environment})
+def _environment(result: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
+    """That of a finished cell, which holds only what differs from the result's."""
+    return {**result["environment"], **cell["environment"]}

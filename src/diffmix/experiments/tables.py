@@ -18,7 +18,7 @@ from diffmix.experiments import claims_diffuser, claims_heat_kernel, claims_neig
 from diffmix.experiments.benchmark_tables import BENCHMARK_TABLES
 from diffmix.experiments.claims import claims_table
 from diffmix.experiments.long_range_tables import long_range_arena_table
-from diffmix.experiments.markdown import caption, markdown, shown, with_interval
+from diffmix.experiments.markdown import caption, differing, markdown, shown, with_interval
 from diffmix.experiments.results import read_result
 from diffmix.experiments.spectrum_tables import PATTERN_TABLES, distance_table
 from diffmix.experiments.study_summary import study_table
@@ -118,9 +118,8 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
         else "one seed, 95 % bootstrap interval over the rows"
     )
     environments = [row.get("environment", {}) for row in comparison["rows"]]
-    revisions = sorted({str(made["revision"])[:8] for made in environments if made.get("revision")})
-    trained = f" Rows were trained at revisions {', '.join(revisions)}." if len(revisions) > 1 else ""
-    return f"{markdown(headings, body)}\n\n{', '.join(sorted(examples))}; {interval}. {caption(comparison)}{trained}"
+    about = f"{', '.join(sorted(examples))}; {interval}. {caption(comparison)}{differing('Rows', environments)}"
+    return f"{markdown(headings, body)}\n\n{about}"
 
 
 TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {  # name → files of results/, and what is made of them

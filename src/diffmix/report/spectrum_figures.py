@@ -24,6 +24,7 @@ from diffmix.report.drawing import (
     style_axes,
     to_files,
 )
+from diffmix.report.patterns import by_pattern, pattern_name
 from diffmix.report.text import short_count
 
 _PANELS = 12  # spectra in a figure
@@ -45,7 +46,8 @@ def gap_figure(graphs: Sequence[Mapping[str, Any]]) -> Figure:
     axes = figure.subplots()
     dashed: dict[str, Any] = {"color": MUTED, "linewidth": 0.9, "linestyle": (0, (4, 3))}
     seen = []
-    for number, (name, rows) in enumerate(_by_pattern(graphs).items()):
+    for number, (name, lengths) in enumerate(by_pattern(graphs).items()):
+        rows = lengths.values()
         x, y = [row["n"] for row in rows], [row["gap"] for row in rows]
         axes.plot(x, y, **_line(number), label=name)
         seen += [value for value in y if value > 0]
@@ -83,7 +85,7 @@ def density_figure(spectra: Sequence[Mapping[str, Any]]) -> Figure:
                 share = np.asarray(row[key]) / row["n"] / (edges[1] - edges[0])
                 alpha = 0.45 if fill else 1.0
                 axes.stairs(share, edges, fill=fill, color=colour, alpha=alpha, linewidth=1.2, label=label)
-        axes.set_title(_name(row))
+        axes.set_title(pattern_name(row))
         axes.set_xlim(0.0, 1.5)
         style_axes(axes)
         axes.title.set_fontsize(SMALL)
@@ -130,7 +132,7 @@ def reach_figure(graphs: Sequence[Mapping[str, Any]]) -> Figure:
         if row["reached"]:
             hops = np.arange(1, len(row["reached"]) + 1)
             style: dict[str, Any] = _line(number) | ({} if len(hops) <= 40 else {"marker": None})
-            axes.plot(hops, row["reached"], **style, label=_name(row))
+            axes.plot(hops, row["reached"], **style, label=pattern_name(row))
             most = max(most, len(hops))
     if most > 20:
         axes.set_xscale("log")
@@ -191,17 +193,6 @@ def write_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
                 (folder / file).write_bytes(content)
     except OSError as error:
         raise RunError(f"{folder} cannot be written ({error.strerror}): give another folder with --figures") from None
-
-
-def _by_pattern(graphs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    lines: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(graphs, key=lambda row: row["n"]):
-        lines.setdefault(_name(row), []).append(row)
-    return lines
-
-
-def _name(row: Mapping[str, Any]) -> str:
-    return f"window {row['window']}, {row['global_tokens']} global, {row['random_links']} links"
 
 
 def _line(number: int) -> dict[str, Any]:
