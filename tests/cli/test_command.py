@@ -65,7 +65,9 @@ def test_the_installed_command_answers():
         (["evaluate", "absent"], ["absent", "config.json"]),
         (["predict", "absent", "text"], ["absent"]),
         (["predict", "absent", "text", "--input", "file.txt"], ["give one of them"]),
-        (["data", "no_task"], ["no_task"]),
+        (["data", "no_task"], ["no_task", "ag_news", "python_docs", "distant_symbol-N"]),
+        (["data", "python_dox"], ["did you mean 'python_docs'?"]),
+        (["data", "tiny_shakespeare", "--data", "absent"], ["tiny_shakespeare: no input.txt was found"]),
     ],
 )
 def test_wrong_requests_end_with_2_and_one_line(arguments, expected, diffmix, tmp_path, monkeypatch):
@@ -291,6 +293,34 @@ def test_data_generates_a_set_that_data_reads(diffmix, tmp_path, monkeypatch):
     code, _, error = diffmix("data", "listops", "--data", tmp_path / "own/set.json")
     assert code == 2
     one_line(error, "is a file")
+
+
+def test_data_shows_and_writes_texts_of_language_models(diffmix, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for split, text in (("train", "one two\nthree\n"), ("validation", "four\n")):
+        (folder / f"{split}.txt").write_text(text, encoding="utf-8")
+    code, out, error = diffmix("data", "plain_text", "--data", folder, "--output", tmp_path / "splits")
+    assert code == 0, error
+    assert [line.split() for line in out.splitlines()[:3]] == [
+        ["train", "1", "documents:", "5", "words,", "14", "bytes"],
+        ["validation", "1", "documents:", "2", "words,", "5", "bytes"],
+        ["test", "none"],
+    ]
+    assert "source: texts" in out
+    assert pq.read_table(tmp_path / "splits/train.parquet")["text"].to_pylist() == ["one two\nthree\n"]
+    code, _, error = diffmix("data", "plain_text", "--data", folder, "--output", tmp_path / "splits")
+    assert code == 2
+    one_line(error, "in use")
+
+
+def test_data_shows_and_writes_images_of_language_models(diffmix, tmp_path):
+    code, out, error = diffmix("data", "digits_pixels", "--output", tmp_path / "digits")
+    assert code == 0, error
+    assert "64 pixels each, 17 grey values" in out
+    table = pq.read_table(tmp_path / "digits/test.parquet")
+    assert table.column_names == ["input_ids"]
+    assert f"{table.num_rows:,} images" in out
 
 
 def test_data_writes_pixels(diffmix, tmp_path):
