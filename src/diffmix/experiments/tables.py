@@ -1,7 +1,8 @@
 """The tables of README and docs, generated from `results/`: `python -m diffmix.experiments.tables [--check]`.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is one of `TABLES`, or the stem of a comparison's or a
-study's file (`compare-NAME`, `study-NAME`). Nothing between the marks is written by hand.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is one of `TABLES`, the stem of a comparison's or a
+study's file (`compare-NAME`, `study-NAME`), or `recipe_keys`, which is made of the source instead. Nothing between the marks is
+written by hand.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from diffmix.experiments.benchmark_tables import BENCHMARK_TABLES
 from diffmix.experiments.claims import claims_table
 from diffmix.experiments.long_range_tables import long_range_arena_table
 from diffmix.experiments.markdown import caption, differing, markdown, shown, with_interval
+from diffmix.experiments.recipe_keys import recipe_keys_table
 from diffmix.experiments.results import read_result
 from diffmix.experiments.spectrum_tables import PATTERN_TABLES, distance_table
 from diffmix.experiments.study_summary import study_table
@@ -30,6 +32,7 @@ _CLAIMS = {
     "claims-heat_kernel": claims_heat_kernel.CLAIMS,
     "claims-diffuser": claims_diffuser.CLAIMS,
 }
+_RECIPE_KEYS = "recipe_keys"  # of the source, not of results
 _BLOCK = re.compile(r"<!-- table: (?P<name>[^>]*?) -->\n(?P<body>.*?)<!-- end -->", re.DOTALL)
 
 
@@ -66,11 +69,13 @@ def make_table(name: str, results: Path) -> str:
     """The Markdown of the table `name`. Raises RequestError where it is unknown or its result is missing."""
     if name in _CLAIMS:
         return claims_table(_CLAIMS[name], results)
+    if name == _RECIPE_KEYS:
+        return recipe_keys_table()
     files, make = TABLES.get(name, ((), None))
     if make is None:
         files, make = (name,), next((of for prefix, of in _OF_A_FILE.items() if name.startswith(f"{prefix}-")), None)
     if make is None:
-        known = ", ".join([*TABLES, *_CLAIMS])
+        known = ", ".join([*TABLES, *_CLAIMS, _RECIPE_KEYS])
         raise RequestError(
             f"there is no such table: give one of {known}, or compare-NAME or study-NAME for that file of results/"
         )
