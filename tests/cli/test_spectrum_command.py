@@ -159,6 +159,15 @@ def test_wrong_requests_of_a_model(arguments, expected, diffmix, sparse_run):
     assert error.count("\n") == 1
 
 
+def test_a_run_is_recorded_as_it_was_named(diffmix, sparse_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(sparse_run.parent.parent)
+    named = sparse_run.relative_to(sparse_run.parent.parent)
+    output = tmp_path / "spectrum.json"
+    code, _, error = diffmix("spectrum", "--model", named, "--hops", "1", "--limit", "1", "--output", output)
+    assert code == 0, error
+    assert json.loads(output.read_text())["command"] == f"diffmix spectrum --model {named} --hops 1 --limit 1"
+
+
 def test_a_model_without_softmax_attention(diffmix, run_folder):
     code, _, error = diffmix("spectrum", "--model", run_folder)
     assert code == 2

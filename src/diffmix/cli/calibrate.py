@@ -65,7 +65,7 @@ def calibrate(
     """Measure calibration before and after temperature scaling: ECE, Brier, NLL, entropy, and a reliability diagram."""
     from diffmix.experiments.calibrate import Choices, as_json, summary
     from diffmix.experiments.calibrate import calibrate as measure
-    from diffmix.experiments.results import command_line
+    from diffmix.experiments.results import command_line, portable_path
 
     folder = output if output is not None else (model.parent if model.suffix == ".gguf" else model) / "calibration"
     choices = Choices(
@@ -86,7 +86,7 @@ def calibrate(
         task_data(model, task, data),
         folder,
         choices,
-        command=command_line("calibrate", model.name, options=options, defaults=defaults),
+        command=command_line("calibrate", portable_path(model), options=options, defaults=defaults),
         force=force,
         notice=lambda line: typer.echo(line, err=True),
     )

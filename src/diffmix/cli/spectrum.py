@@ -128,9 +128,9 @@ def _of_model(
 ) -> None:
     from diffmix.cli.evaluate import task_data
     from diffmix.experiments.attention_distance import DistanceChoices, measure_attention_distance
-    from diffmix.experiments.results import command_line
+    from diffmix.experiments.results import command_line, portable_path
 
-    command = command_line("spectrum", options={"model": model.name, **asked}, defaults={})
+    command = command_line("spectrum", options={"model": portable_path(model), **asked}, defaults={})
     choices = DistanceChoices(**given)
     result = measure_attention_distance(model, task_data(model, task, data), choices, command=command, **written)
     from diffmix.experiments.spectrum_tables import distance_table

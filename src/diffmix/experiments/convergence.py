@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from diffmix.errors import RequestError
-from diffmix.experiments.results import claim_result, command_line, write_result
+from diffmix.experiments.results import claim_result, command_line, portable_path, write_result
 
 ROWS = 512  # validation rows that are looked at
 BATCH = 16
@@ -63,10 +63,10 @@ def measure_convergence(
     examples = task.validation.take(np.sort(rows))
     labels = labels_for(examples, task.label_names, classifier.label_names)
     changes, right = _trace(classifier, examples, labels, steps)
-    named = run.name if run.is_absolute() else str(run)
+    options = {"run": portable_path(run), "steps": steps}
     result = {
         "convergence": recipe.name,
-        "command": command_line("bench", "convergence", options={"run": named, "steps": steps}, defaults={"steps": 64}),
+        "command": command_line("bench", "convergence", options=options, defaults={"steps": 64}),
         "recipe": recipe.name,
         "task": task.name,
         "environment": environment("cpu"),

@@ -55,10 +55,15 @@ def portable(text: str, data: Path | str | None = None) -> str:
     return text
 
 
+def portable_path(path: Path | str) -> str:
+    """A path as it was given; an absolute one, which is a machine's own, by its last part."""
+    return os.path.basename(path) if os.path.isabs(path) else str(path)
+
+
 def portable_spec(spec: str) -> str:
-    """A recipe's NAME[:key=value,...], with a file that was named by its absolute path named by its last part."""
+    """A recipe's NAME[:key=value,...], with its file, where it is one, named as `portable_path` does."""
     name, colon, overrides = spec.partition(":")
-    return (os.path.basename(name) if os.path.isabs(name) else name) + colon + overrides
+    return portable_path(name) + colon + overrides
 
 
 def command_line(verb: str, *arguments: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from diffmix.errors import RequestError
 from diffmix.experiments.markdown import markdown
-from diffmix.experiments.results import claim_result, command_line, write_result
+from diffmix.experiments.results import claim_result, command_line, portable_path, write_result
 
 TASK = "wikitext2_raw"
 WINDOW = 512  # tokens
@@ -85,7 +85,14 @@ def bench_swap(
     with tqdm(unit="window", disable=None) as bar:
         measured = measure_swap(loaded.model, windows, test, times=times, on_batch=bar.update, **choices)
 
-    options = {"run": model.name, "task": task, "tokens": tokens, "batch": batch, "limit": limit, "dtype": dtype}
+    options = {
+        "run": portable_path(model),
+        "task": task,
+        "tokens": tokens,
+        "batch": batch,
+        "limit": limit,
+        "dtype": dtype,
+    }
     result = {
         "swap": name,
         "command": command_line("bench", "swap", options=options, defaults=DEFAULTS),
