@@ -64,6 +64,12 @@ def test_survives_a_round_trip(tmp_path, offsets):
         ({"mixer": "softmax", "attention_init_temperature": 0.0}, "attention_init_temperature is 0.0"),
         ({"attention_init_temperature": 0.5}, "mixer is 'neighbor'"),
         ({"norm": "batch", "is_causal": True}, "norm is 'batch' but the model is causal"),
+        ({"neighbor_boundary": "wrap", "is_causal": True}, "neighbor_boundary is 'wrap' but the model is causal"),
+        (
+            {"neighbor_tolerance": 0.1, "neighbor_shared_steps": True, "is_causal": True},
+            "neighbor_tolerance is set but the model is causal",
+        ),
+        ({"neighbor_max_steps": 2.5}, "neighbor_max_steps is 2.5"),
         (
             {"mixer": "softmax", "attention_qk_norm": True, "attention_init_temperature": 0.5},
             "queries are normalised",

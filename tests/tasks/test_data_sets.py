@@ -72,7 +72,9 @@ def test_extra_train_rows_join_train_only(toy_ag_news):
     assert task.facts["train_rows"] == 100
     assert task.facts["extra_train"] == "descriptions"
     assert "no further train file 'more'" in refusal("ag_news", data=toy_ag_news, extra_train=["more"])
-    assert "no further train file 'test'" in refusal("ag_news", data=toy_ag_news, extra_train=["test"])
+    parquet(toy_ag_news / "ag_news" / "dev.parquet", ["v"], [3])
+    for held in ("test", "Test", "dev", "DEV", "validation", "unlabelled"):
+        assert f"no further train file '{held}'" in refusal("ag_news", data=toy_ag_news, extra_train=[held])
 
 
 def test_own_validation_is_taken(toy_ag_news):

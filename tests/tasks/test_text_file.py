@@ -28,6 +28,16 @@ def test_text_file_cuts_what_it_lacks(reviews):
     assert set(again.texts or ()) != splits[2]
 
 
+def test_equal_pairs_stay_on_one_side_of_a_cut(tmp_path):
+    rows = [(f"one {i % 30}", f"other {i % 30}", "same" if i % 2 else "different") for i in range(600)]
+    file = write(tmp_path / "pairs.csv", rows, header=("text", "other", "label"))
+    task = load_task("text_file", data=file, pair_column="other")
+    parts = [part for part in (task.train, task.validation, task.load_test()) if isinstance(part, Examples)]
+    pairs = [set(zip(part.texts or (), part.pairs or (), strict=True)) for part in parts]
+    assert all(pairs)
+    assert sum(map(len, pairs)) == len(set.union(*pairs)) == 30
+
+
 def test_text_file_takes_a_folder_and_checks_test_labels(tmp_path):
     write(tmp_path / "train.csv", [("a", 2), ("b", 10), ("c", 2), ("d", 10)])
     write(tmp_path / "valid.csv", [("v", 10)])

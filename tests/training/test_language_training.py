@@ -124,12 +124,21 @@ def test_other_models_train_by_the_same_recipe(tmp_path, overrides):
         ("model=tfidf", "tfidf"),
         ("heat_time=-1", "heat_time"),
         ("heat_time=.nan", "heat_time"),
+        ("norm=batch", "model is causal"),
+        ("embedding_ngrams=[3]", "causal"),
     ],
 )
 def test_what_a_language_model_has_no_use_for_is_refused(tmp_path, override, message):
     with pytest.raises(RequestError, match=message):
         trained(tmp_path / "run", override)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize("override", ["neighbor_boundary=wrap", "neighbor_offsets=[1, 2]"])
+def test_what_would_see_the_future_is_refused(tmp_path, override):
+    with pytest.raises(RequestError, match="causal"):
+        trained(tmp_path / "run", "mixer=neighbor", override)
+    assert not (tmp_path / "run").exists()
 
 
 @given(st.lists(st.integers(2, 9), min_size=1, max_size=5))

@@ -132,6 +132,13 @@ def test_auto_batch_size_keeps_a_fixed_effective_batch():
         ("pretraining.mask_probability=0", "more than 0"),
         ("epochs", "key=value"),
         ("extra_train=[", "YAML"),
+        ("pretraining={1: 2}", "mapping"),
+        ("self_training={null: 2}", "mapping"),
+        ("max_length=1e300", "or less"),
+        ("hidden_size=null", "hidden_size"),
+        ("num_hidden_layers=[3]", "num_hidden_layers"),
+        ("hidden_dropout=[0.1]", "hidden_dropout"),
+        ("mixer=null", "mixer"),
     ],
 )
 def test_wrong_overrides_name_the_mend_on_one_line(override, expected):
@@ -155,6 +162,29 @@ def test_files_that_are_no_recipes(content, expected, tmp_path):
     file.write_text(content)
     with pytest.raises(RequestError, match=expected):
         load_recipe(file)
+
+
+def test_files_that_extend_each_other_are_refused(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(f"extends: {second}\n")
+    second.write_text(f"extends: {first}\n")
+    with pytest.raises(RequestError, match="extends itself"):
+        load_recipe(first)
+
+
+@pytest.mark.parametrize(
+    ("override", "kept"),
+    [
+        ("diffusion_global_tokens=[0, 3]", [0, 3]),
+        ("diffusion_coefficients=[0, 0, 0, 0, 0.5, 0.5]", [0, 0, 0, 0, 0.5, 0.5]),
+        ("num_key_value_heads=null", None),
+        ("intermediate_size=null", None),
+    ],
+)
+def test_model_keys_take_lists_and_nothing_where_the_model_does(override, kept):
+    recipe = load_recipe("imdb_diffuser", [override])
+    assert recipe.config[override.partition("=")[0]] == kept
+    assert recipe_from_mapping(recipe.to_dict(), name=recipe.name) == recipe
 
 
 def test_a_file_that_is_not_utf_8(tmp_path):

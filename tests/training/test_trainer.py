@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import itertools
 import json
@@ -11,6 +12,7 @@ import torch
 from diffmix.errors import RequestError, RunError
 from diffmix.training import callbacks, losses, phases, trainer
 from diffmix.training.bucketed_trainer import BucketedTrainer
+from diffmix.training.building import recipe_data
 from diffmix.training.checkpoints import find_checkpoints
 from diffmix.training.prediction import load_classifier
 from diffmix.training.recipe import load_recipe
@@ -249,6 +251,31 @@ def test_a_wrong_request_leaves_no_folder(tmp_path):
     with pytest.raises(RequestError):
         train(small(), tmp_path / "absent.csv", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("positions", ["none", "learned"])
+def test_positions_that_do_not_reach_max_length_are_refused(names_csv, tmp_path, positions):
+    recipe = small("max_position_embeddings=4", f"position_embedding={positions}")
+    with pytest.raises(RequestError, match="has room for 4 tokens and max_length is 48"):
+        train(recipe, names_csv, tmp_path / "run")
+
+
+@pytest.mark.parametrize("overrides", [(), ("model=tfidf",)])
+def test_what_was_trained_outlives_a_test_split_that_cannot_be_read(names_csv, tmp_path, monkeypatch, overrides):
+    def unreadable(*arguments):
+        return dataclasses.replace(recipe_data(*arguments), load_test=lambda: refuse("test.csv is damaged"))
+
+    def refuse(words):
+        raise RequestError(words)
+
+    recipe = small("epochs=1") if not overrides else load_recipe("text_file", overrides)
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "recipe_data", unreadable)
+        with pytest.raises(RequestError, match=r"test\.csv"):
+            train(recipe, names_csv, folder)
+    assert (folder / "model.safetensors").is_file()
+    assert train(recipe, names_csv, folder, resume=True)["test/n"] > 0
 
 
 def test_resuming_a_finished_run_changes_nothing(finished, names_csv):

@@ -421,7 +421,16 @@ class DiffmixConfig(PretrainedConfig):
                 "position_embedding is 'rotary' but mixer is 'neighbor', which has no queries and keys to rotate; "
                 "give 'none' or 'learned'"
             )
+        if self.is_causal and self.neighbor_boundary == "wrap":
+            raise ValueError(
+                "neighbor_boundary is 'wrap' but the model is causal, and its first tokens would hear the last ones; give 'zero'"
+            )
         if self.neighbor_tolerance is not None:
+            if self.is_causal:
+                raise ValueError(
+                    "neighbor_tolerance is set but the model is causal, and later tokens would decide how far earlier ones are "
+                    "iterated; give neighbor_tolerance=None"
+                )
             if not self.neighbor_tolerance > 0:
                 raise ValueError(f"neighbor_tolerance is {self.neighbor_tolerance!r}; give a number above 0, or None")
             if not self.neighbor_shared_steps:
@@ -429,8 +438,9 @@ class DiffmixConfig(PretrainedConfig):
                     "neighbor_tolerance is set but every step has weights of its own, so there is no fixed point to "
                     "converge to; give neighbor_shared_steps=True"
                 )
-        if self.neighbor_max_steps is not None and self.neighbor_max_steps < 1:
-            raise ValueError(f"neighbor_max_steps is {self.neighbor_max_steps!r}; give 1 or more, or None")
+        steps: Any = self.neighbor_max_steps
+        if steps is not None and (not isinstance(steps, int) or steps < 1):
+            raise ValueError(f"neighbor_max_steps is {steps!r}; give a whole number, 1 or more, or None")
 
     def _check_tracks(self, neighborhoods: list[list[int]]) -> None:
         most = max(len(offsets) for offsets in neighborhoods)

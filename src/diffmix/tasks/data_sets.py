@@ -100,8 +100,9 @@ def load_data_set(
         validation = read("validation")
     else:
         train, validation = cut_off(train, how, f"{name} train")
+    held = {name for names in SPLIT_NAMES.values() for name in names}  # splits of their own, which are not for train
     for extra in extra_train:  # after the cut: validation is of the test's form
-        if extra in SPLIT_NAMES or not source.has(extra):
+        if extra.lower() in held or not source.has(extra):
             raise RequestError(
                 f"extra_train: {name} has no further train file {extra!r} ({source.name}); leave it out, or add {extra}.parquet"
             )

@@ -22,8 +22,13 @@ class Cut:
 
 
 def cut_off(train: Examples, how: Cut, place: str) -> tuple[Examples, Examples]:
-    """(train, held out): equal texts stay on one side."""
-    groups = train.texts.codes() if isinstance(train.texts, TextColumn) and train.pairs is None else None
+    """(train, held out): equal texts, and pairs of equal texts, stay on one side."""
+    groups = None
+    if isinstance(train.texts, TextColumn):
+        groups = train.texts.codes()
+        if isinstance(train.pairs, TextColumn):
+            others = train.pairs.codes()
+            groups = groups * (others.max(initial=0) + 1) + others
     try:
         kept, held = cut(train.labels, how.fraction, how.seed, groups)
     except ValueError as error:

@@ -62,7 +62,15 @@ def model_config(
         if not fits and "max_position_embeddings" not in keys:
             keys["max_position_embeddings"] = positions_for(config, recipe.max_length)
             config = config_class(**keys, **labels)
+        longest = longest_input(config)
+        if longest is not None and longest < recipe.max_length:
+            raise RequestError(
+                f"max_position_embeddings={keys['max_position_embeddings']} has room for {longest} tokens and max_length is "
+                f"{recipe.max_length}: leave max_position_embeddings out, or cut texts with max_length={longest}"
+            )
         return config
+    except RequestError:
+        raise
     except (TypeError, ValueError) as error:
         raise RequestError(" ".join(str(error).split())) from None
 

@@ -94,6 +94,11 @@ def check_language_recipe(recipe: Recipe) -> None:
         raise RequestError(
             f"model=tfidf classifies; task {recipe.task} takes diffmix or a causal Hugging Face model type"
         )
+    if recipe.model == "diffmix":
+        try:
+            models.DiffmixConfig(**recipe.config, is_causal=True)
+        except ValueError as error:
+            raise RequestError(f"task {recipe.task}: {' '.join(str(error).split())}") from None
     if recipe.max_length < 2:
         raise RequestError(f"max_length is {recipe.max_length}; a window needs 2 tokens or more")
 

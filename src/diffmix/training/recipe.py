@@ -12,7 +12,7 @@ import functools
 import importlib.resources
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,7 +49,7 @@ class Recipe:
     # Data
     tokenizer: str = _key("wordpiece-16000")  # wordpiece-N, bpe-N, bytes, or a Hugging Face name or folder
     class_token: bool = _key(False)  # [CLS] before each text, of a tokenizer that is trained or of bytes
-    max_length: int = _key(512, low=1)  # tokens
+    max_length: int = _key(512, low=1, high=2**31 - 1)  # tokens
     text_column: str | None = _key(None)
     pair_column: str | None = _key(None)
     label_column: str | None = _key(None)
@@ -214,8 +214,8 @@ def model_key_defaults(model: str) -> dict[str, Any]:
     return {key: getattr(config, key) for key in sorted(own) if key not in _FOLLOWS and hasattr(config, key)}
 
 
-def _read(name: str) -> tuple[str, dict[str, Any]]:
-    """The recipe's own name and its mapping, `extends` resolved."""
+def _read(name: str, extending: tuple[str, ...] = ()) -> tuple[str, dict[str, Any]]:
+    """The recipe's own name and its mapping, `extends` resolved; `extending` are the recipes on the way here."""
     if name in shipped_recipes():
         text = (importlib.resources.files("diffmix") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     elif Path(name).is_file():
@@ -239,9 +239,9 @@ def _read(name: str) -> tuple[str, dict[str, Any]]:
         raise RequestError(f"recipe {name} holds no keys: write one 'key: value' per line")
     base = mapping.pop("extends", None)
     if base is not None:
-        if str(base) == name:
-            raise RequestError(f"recipe {name} extends itself: name another recipe")
-        mapping = {**_read(str(base))[1], **mapping}
+        if str(base) in (name, *extending):
+            raise RequestError(f"recipe {base} extends itself: name another recipe")
+        mapping = {**_read(str(base), (*extending, name))[1], **mapping}
     mapping.pop("name", None) if name in shipped_recipes() else None
     return str(mapping.get("name") or Path(name).stem), mapping
 
@@ -272,9 +272,10 @@ def _checked_config(model: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
         if key not in defaults:
             known = [*(field.name for field in _training_fields()), *defaults]
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else "see the README for the keys"
+            hint = f"did you mean {near[0]!r}?" if near else "docs/recipes.md lists the keys"
             raise RequestError(f"unknown recipe key {key!r} for model={model}; {hint}")
-        checked[key] = _like_default(key, value, defaults[key])
+        alternative = model == "diffmix" and _takes_beside_its_default(key, value)
+        checked[key] = value if alternative else _like_default(key, value, defaults[key])
     if model == "diffmix":
         from diffmix.models import DiffmixConfig
 
@@ -285,6 +286,16 @@ def _checked_config(model: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
         except (TypeError, ValueError) as error:
             raise RequestError(" ".join(str(error).split())) from None
     return checked
+
+
+def _takes_beside_its_default(key: str, value: Any) -> bool:
+    """Whether our configuration takes nothing, or a list, where its default is a number or a word."""
+    from diffmix.models import DiffmixConfig
+
+    kinds = typing.get_args(typing.get_type_hints(DiffmixConfig.__init__).get(key))
+    if isinstance(value, list):
+        return any(typing.get_origin(kind) is Sequence for kind in kinds)
+    return value is None and type(None) in kinds
 
 
 def _like_default(key: str, value: Any, default: Any) -> Any:
@@ -329,7 +340,7 @@ def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, float | None]
         items = value if isinstance(value, list | tuple) else [] if value is None or value == "" else [value]
         return tuple(_checked(key, item, arguments[0], limits) for item in items)
     if origin is dict:
-        if not isinstance(value, Mapping):
+        if not isinstance(value, Mapping) or not all(isinstance(inner, str) for inner in value):
             raise RequestError(f"recipe key {key!r} is {value!r}; it accepts a mapping of keys, or null")
         return dict(value)
     converted = _converted(value, hint)

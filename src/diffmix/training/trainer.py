@@ -241,11 +241,11 @@ def _explained(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undone(folder: Path, state: str) -> Iterator[None]:
-    """Leave an empty folder empty where the request turns out to be wrong."""
+    """Leave an empty folder empty where the request turns out to be wrong; what was trained by then stays."""
     try:
         yield
     except RequestError:
-        if state == "new" and is_first_process():
+        if state == "new" and is_first_process() and not any(folder.rglob("model.safetensors")):
             release_folder(folder)
         raise
 

@@ -98,10 +98,17 @@ def test_what_a_killed_process_left_is_removed(small):
     assert read_set(folder_of(small), "listops") is not None
 
 
+def _rewrite_header(folder, **changes):
+    path = folder / "set.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes), encoding="utf-8")
+
+
 DAMAGE = {
     "cut": lambda folder: os.truncate(folder / "train.ids.npy", 200),
     "missing": lambda folder: (folder / "test.labels.npy").unlink(),
     "header": lambda folder: (folder / "set.json").write_text("{", encoding="utf-8"),
+    "facts": lambda folder: _rewrite_header(folder, statistics=None),
+    "parameters": lambda folder: _rewrite_header(folder, parameters=[1]),
     "list": lambda folder: (folder / "set.json").write_text("[]", encoding="utf-8"),
 }
 
@@ -175,6 +182,19 @@ def test_a_cache_that_may_not_be_written_is_named(small, monkeypatch):
 
 def test_all_generated_tasks_are_known():
     assert tuple(generated.GENERATED) == GENERATED_TASKS
+
+
+def test_a_set_from_elsewhere_holds_whole_expressions_only(tmp_path):
+    for name, change in {
+        "open": lambda ids: np.concatenate([ids[:-1], [11]]),
+        "operators": lambda ids: np.full_like(ids, 11),
+        "closed": lambda ids: np.full_like(ids, 15),
+        "digits": lambda ids: np.ones_like(ids),
+    }.items():
+        generated.write_generated("listops", tmp_path / name)
+        file = tmp_path / name / "train.ids.npy"
+        np.save(file, change(np.load(file)).astype(np.uint8))
+        assert "train" in refusal("listops", data=tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,8 @@ def read_set(folder: Path, task: str) -> GeneratedSet | None:
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
         found, version, sizes = header["task"], header["format"], dict(header["files"])
+        for facts in ("parameters", "statistics"):
+            header[facts] = dict(header.get(facts, {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
             f"{path}: is no header of a generated set ({type(error).__name__}); remove the folder and generate the set again"

@@ -87,7 +87,7 @@ def _check_values(found: GeneratedSet) -> None:
         ids, lengths = np.concatenate([rows.input_ids[row] for row in range(len(rows))]), rows.input_ids.lengths
         try:
             wrong = check_labels(Expressions(ids, np.concatenate([[0], np.cumsum(lengths)]), rows.labels))
-        except ValueError as error:
+        except (ValueError, IndexError) as error:
             raise RequestError(
                 f"{found.folder}: {split} holds what is no expression: {error}; generate the set again"
             ) from None
