@@ -81,8 +81,8 @@ def test_easier_sets_stand_in_recipes_that_take_them():
 def test_listops_goes_on_from_the_steps_of_listops_short(tmp_path):
     short, long = load_recipe("listops_short").config, load_recipe("listops").config
     steps = short["num_hidden_layers"]
-    assert long["neighbor_offsets"][:steps] == [short["neighbor_offsets"]] * steps
-    small = {"hidden_size": 16, "intermediate_size": 8, "vocab_size": 16, "num_labels": 10}
+    assert long["neighbor_offsets"][:steps] == short["neighbor_offsets"]
+    small = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 16, "num_labels": 10}
     before = DiffmixForSequenceClassification(DiffmixConfig(**short | small))
     before.save_pretrained(tmp_path)
     after = DiffmixForSequenceClassification.from_pretrained(tmp_path, config=DiffmixConfig(**long | small))
