@@ -220,6 +220,24 @@ def test_requests_are_checked_before_anything_is_measured(tmp_path, recipe):
         ("distilbret", Options(), None, "unknown"),
         ("distilbert", Options(recipe=recipe), existing, "exists"),
         ("distilbert", Options(recipe=recipe, batch=0), tmp_path / "x.json", "batch is 0"),
+        (
+            "operators",
+            Options(recipe=recipe),
+            tmp_path / "x.json",
+            "operators measures no recipe's model: leave it out",
+        ),
+        (
+            "scaling",
+            Options(recipe=recipe, limit=5),
+            tmp_path / "x.json",
+            "limit is 5, but benchmark scaling reads no data",
+        ),
+        (
+            "distilbert",
+            Options(data="here"),
+            tmp_path / "x.json",
+            "data is 'here', but benchmark distilbert reads no data",
+        ),
         ("distilbert", Options(recipe=f"{recipe}:model=tfidf"), tmp_path / "x.json", "model=tfidf"),
     ):
         with pytest.raises(RequestError, match=message):

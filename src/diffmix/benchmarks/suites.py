@@ -61,6 +61,11 @@ def run_benchmark(
         value = getattr(options, option)
         if value is not None and value < 1:
             raise RequestError(f"{option} is {value}: give 1 or more")
+    unused = ["recipe"] * (DEFAULT_RECIPE[name] is None) + ["limit", "data"] * (name != "obvious")
+    for option in unused:
+        if getattr(options, option) is not None:
+            what = "measures no recipe's model" if option == "recipe" else "reads no data"
+            raise RequestError(f"{option} is {getattr(options, option)!r}, but benchmark {name} {what}: leave it out")
     if output is None:
         stem = f"bench-{name}" + (
             f"-{_slug(options.recipe)}" if options.recipe not in (None, DEFAULT_RECIPE[name]) else ""
