@@ -134,6 +134,14 @@ def test_what_a_language_model_has_no_use_for_is_refused(tmp_path, override, mes
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
+def test_a_language_model_goes_on_as_it_began(run, tmp_path):
+    start = f"init_from={run[0]}"
+    with pytest.raises(RequestError, match=r"has hidden_dropout=.* and the recipe 0.3"):
+        trained(tmp_path / "other", "mixer=heat_kernel", "heat_time_mode=adaptive", "hidden_dropout=0.3", start)
+    assert not (tmp_path / "other").exists()
+    trained(tmp_path / "again", "mixer=heat_kernel", "heat_time_mode=adaptive", "max_steps=1", "max_tokens=2000", start)
+
+
 @pytest.mark.parametrize("override", ["neighbor_boundary=wrap", "neighbor_offsets=[1, 2]"])
 def test_what_would_see_the_future_is_refused(tmp_path, override):
     with pytest.raises(RequestError, match="causal"):

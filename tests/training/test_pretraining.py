@@ -104,6 +104,20 @@ def test_init_from_another_run(names_csv, tmp_path):
     assert not (tmp_path / "third").exists()
 
 
+def test_a_start_is_taken_whole_or_refused(names_csv, tmp_path):
+    train(load_recipe("text_file", [*SMALL, "max_steps=1"]), names_csv, tmp_path / "first")
+    again = load_recipe("text_file", [*SMALL, "max_steps=1", f"init_from={tmp_path / 'first'}"])
+    train(again.replace(num_hidden_layers=3), names_csv, tmp_path / "deeper")  # the third layer is drawn
+    for name, change in {
+        "other": {"mixer": "softmax", "num_attention_heads": 2},
+        "shallower": {"num_hidden_layers": 1},
+        "positions": {"position_embedding": "learned"},
+    }.items():
+        with pytest.raises(RequestError, match=r"init_from: .* does not fit this recipe's model: it (has|lacks) model"):
+            train(again.replace(**change), names_csv, tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
 def test_a_tokenizer_without_a_mask_token_is_refused(names_csv, tmp_path, monkeypatch):
     recipe = load_recipe("text_file", [*SMALL, *PRETRAINING])
     original = phases.load_tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,18 +123,51 @@ def build_classifier(recipe: Recipe, task: TaskData, tokenizer: Any, start: Path
     set_seed(recipe.seed)
     if start is not None:
         kind: Any = models.DiffmixForSequencePairClassification if pairs else AutoModelForSequenceClassification
+        loaded: dict[str, Any] = {}
+
+        def begun() -> Any:
+            model, told = kind.from_pretrained(start, config=config, local_files_only=True, output_loading_info=True)
+            loaded.update(told)
+            return model
+
         try:
-            return with_attention(
-                lambda: kind.from_pretrained(start, config=config, local_files_only=True), recipe.attn_implementation
-            )
+            model = with_attention(begun, recipe.attn_implementation)
         except RequestError:
             raise
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             reason = " ".join(str(error).split())[:200]
             raise RequestError(f"init_from: {start} does not fit this recipe's model ({reason})") from None
+        if recipe.model == "diffmix":
+            _check_backbone(start, model, loaded)
+        return model
     if pairs:
         return models.DiffmixForSequencePairClassification(config)
     return with_attention(lambda: AutoModelForSequenceClassification.from_config(config), recipe.attn_implementation)
+
+
+def _check_backbone(start: Path, model: Any, loaded: dict[str, Any]) -> None:
+    """Raise RequestError where weights of the backbone in `start` were left aside, or drawn though `start` has their layer.
+
+    A model may have more layers than its start: those are drawn.
+    """
+    prefix = f"{model.base_model_prefix}."
+    missing, unexpected = (
+        {key for key in loaded[f"{kind}_keys"] if key.startswith(prefix)} for kind in ("missing", "unexpected")
+    )
+    taken = {_layer(key) for key in model.state_dict() if key not in missing}
+    drawn = {key for key in missing if _layer(key) is None or _layer(key) in taken}
+    if unexpected or drawn:
+        key, what = (min(unexpected), "has") if unexpected else (min(drawn), "lacks")
+        raise RequestError(
+            f"init_from: {start} does not fit this recipe's model: it {what} {key} and others; give the recipe the model keys of "
+            f"its config.json, or leave init_from out"
+        )
+
+
+def _layer(key: str) -> str | None:
+    """The part of a weight's name that tells its layer; None: it is in none."""
+    found = re.search(r"\blayers\.\d+\.", key)
+    return None if found is None else found.group()
 
 
 def start_embeddings(model: Any, embeddings: np.ndarray) -> None:

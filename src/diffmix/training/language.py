@@ -159,6 +159,13 @@ def train_language_model(run: Run, task: LanguageData) -> dict[str, Any]:
             raise RequestError(f"init_from: {start} is of type {kind}: set model={kind}")
         if longest is not None and longest < recipe.max_length:
             raise RequestError(f"init_from: {start} takes {longest} tokens: set max_length={longest}")
+        for key, wanted in recipe.config.items():
+            own = getattr(model.config, key, None)
+            if own != wanted:
+                raise RequestError(
+                    f"init_from: {start} has {key}={own!r} and the recipe {wanted!r}; a language model goes on as it began: set "
+                    f"{key}={own!r}"
+                )
         return model
 
     def drawn() -> Any:
