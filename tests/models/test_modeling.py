@@ -168,7 +168,7 @@ def test_gradients_reach_every_parameter_with_and_without_checkpointing(variant)
 
 
 @pytest.mark.parametrize(
-    "variant", ["paper", "own_steps", "pre_norm", "batch_norm", "softmax", "converging", "diffusion"]
+    "variant", ["paper", "own_steps", "pre_norm", "tracks", "batch_norm", "softmax", "converging", "diffusion"]
 )
 def test_compiles_into_one_graph_for_any_batch_and_length(variant):
     model = make(variant)

@@ -52,6 +52,7 @@ VARIANTS = {
         (CLASSIFIER, {"norm": "batch", "norm_placement": "pre", "pooling": "attention", "pooling_features": 5}),
         (CLASSIFIER, {"neighbor_shared_steps": True, "neighbor_tolerance": 0.2, "neighbor_max_steps": 3}),
         (CLASSIFIER, {"embedding_ngrams": [2, 3], "embedding_buckets": 50}),
+        (CLASSIFIER, {"neighbor_tracks": True, "neighbor_offsets": [-8, -1, 0, 2], "gated_mlp": True}),
         (PAIR, {"neighbor_boundary": "wrap", "neighbor_alpha_mode": "channel", "pooling": "first"}),
         (MASKED, {"position_embedding": "learned", "neighbor_heads": 2, "document_context": True}),
     ],

@@ -45,8 +45,13 @@ def test_is_reproducible_from_the_seed_and_the_epoch(tokenizer):
 
 def test_cuts_rows_and_keeps_labels(tokenizer):
     labels = np.arange(len(TEXTS))
-    encoded = SubwordDropout(TEXTS, labels, tokenizer, max_length=5, probability=0.3, seed=0).encode_epoch(0)
-    assert encoded.lengths.tolist() == [min(5, length) for length in encoded.lengths]
+    encoded, whole = (
+        SubwordDropout(TEXTS, labels, tokenizer, max_length=most, probability=0.3, seed=0).encode_epoch(0)
+        for most in (5, 512)
+    )
+    assert encoded.lengths.tolist() == [min(5, length) for length in whole.lengths]
+    assert whole.lengths.max() > 5
+    assert rows(encoded) == [row[:5] for row in rows(whole)]
     assert [encoded[row]["labels"] for row in range(4)] == [0, 1, 2, 3]
     assert encoded.lengths[2] == 0
 

@@ -56,6 +56,12 @@ def test_it_refuses_what_it_cannot_read(pairs_csv, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_one_class_is_too_few(names_csv, tmp_path):
+    with pytest.raises(RequestError, match="two classes or more"):
+        trainer.train(load_recipe("text_file", ["model=tfidf", "limit=1"]), data=names_csv, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_too_high_a_count_is_named(names_csv, tmp_path):
     recipe = load_recipe("text_file", ["model=tfidf", "tfidf_min_count=100000"])
     with pytest.raises(RequestError, match="tfidf_min_count"):

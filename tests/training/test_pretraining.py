@@ -104,6 +104,12 @@ def test_init_from_another_run(names_csv, tmp_path):
     assert not (tmp_path / "third").exists()
 
 
+def test_a_single_text_is_too_few(names_csv, tmp_path):
+    with pytest.raises(RequestError, match="two texts or more"):
+        train(load_recipe("text_file", [*SMALL, *PRETRAINING, "limit=1"]), names_csv, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_start_is_taken_whole_or_refused(names_csv, tmp_path):
     train(load_recipe("text_file", [*SMALL, "max_steps=1"]), names_csv, tmp_path / "first")
     again = load_recipe("text_file", [*SMALL, "max_steps=1", f"init_from={tmp_path / 'first'}"])

@@ -87,6 +87,10 @@ def train_tfidf(
     if not isinstance(task.train, Examples):
         raise RequestError("model=tfidf needs train in memory but it is streamed: set stream=false, or limit")
     texts, labels = _texts(task.train), task.train.labels
+    if len(np.unique(labels)) < 2:
+        raise RequestError(
+            f"model=tfidf needs two classes or more in train, which has {len(labels)} rows of one: give it more rows"
+        )
     reset_peak_memory()
     started = time.perf_counter()
     vectorizer = _vectorizer(recipe.tfidf_ngrams, recipe.tfidf_min_count)

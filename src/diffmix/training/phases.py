@@ -127,6 +127,10 @@ class Run:
         texts = task.all_texts()
         if texts is None:
             raise RequestError(f"pretraining needs texts and task {task.name} has none: set pretraining=null")
+        if len(texts) < 2:
+            raise RequestError(
+                f"pretraining needs two texts or more, one of them to validate, and has {len(texts)}: raise limit"
+            )
         tokenizer = self.tokenizer(task.train.tokenizer_texts, None)
         if tokenizer.mask_token_id is None:
             raise RequestError(

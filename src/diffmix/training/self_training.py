@@ -53,7 +53,9 @@ def label_texts(recipe: Recipe, task: TaskData, folder: Path, baseline: int, not
         },
     )
     notice(f"teacher: labels {len(sure):,} of {len(texts):,} texts, validation accuracy {found['accuracy']:.4f}")
-    save_file({"rows": sure.astype(np.int64), "labels": probabilities[sure].argmax(axis=1)}, folder / TAUGHT)
+    begun = folder / f"{TAUGHT}.partial"  # TAUGHT says that the teacher is done
+    save_file({"rows": sure.astype(np.int64), "labels": probabilities[sure].argmax(axis=1)}, begun)
+    begun.replace(folder / TAUGHT)
 
 
 def with_taught_labels(task: TaskData, folder: Path) -> TaskData:

@@ -100,6 +100,7 @@ def test_retrieval_without_or_with_malformed_files_says_where_they_go(tmp_path):
         b"1.0\ta\tb\tc\n": "line 1: has 4 fields",
         b"2\ta\tb\tc\td\n": "label b'2' is not 0 or 1",
         b"1\ta\tb\tc\xff\td\n": "line 1: byte 0xff is not UTF-8",
+        b"1\ta\tb\t" + b"c\xffd" * 2000 + b"\td\n": "line 1: byte 0xff is not UTF-8",
     }.items():
         aan(tmp_path, train=content)
         assert message in refusal("lra_retrieval", data=tmp_path)

@@ -71,9 +71,11 @@ def read_tsv(path: Path) -> Examples:
 
 
 def _cut(content: bytes, path: Path, number: int) -> str:
+    end = min(len(content), LONGEST)
+    while 0 < end < len(content) and content[end] & 0xC0 == 0x80:  # within a character, which is left out
+        end -= 1
     try:
-        # A character that the cut broke is left out; one that is broken in the file is refused.
-        return content[:LONGEST].decode("utf-8", "ignore") if len(content) > LONGEST else content.decode("utf-8")
+        return content[:end].decode("utf-8")
     except UnicodeDecodeError as error:
         raise RequestError(
             f"{path}, line {number}: byte 0x{content[error.start]:02x} is not UTF-8; get the file again"
