@@ -43,16 +43,16 @@ class Recipe:
     """Everything that decides a run's result, apart from where its data lie. All keys are also `--set key=value`."""
 
     name: str
-    task: str = _key("text_file")
+    task: str = _key("text_file")  # whose data
     model: str = _key("diffmix")  # diffmix, tfidf, or any Hugging Face model type (distilbert, ...), from its config
     attn_implementation: str | None = _key(None)  # of other models than ours: sdpa, heat_kernel, attention_diffusion, …
     # Data
     tokenizer: str = _key("wordpiece-16000")  # wordpiece-N, bpe-N, bytes, or a Hugging Face name or folder
     class_token: bool = _key(False)  # [CLS] before each text, of a tokenizer that is trained or of bytes
     max_length: int = _key(512, low=1, high=2**31 - 1)  # tokens
-    text_column: str | None = _key(None)
-    pair_column: str | None = _key(None)
-    label_column: str | None = _key(None)
+    text_column: str | None = _key(None)  # of a file; null: the usual names
+    pair_column: str | None = _key(None)  # the second text of pairs; null: there is none
+    label_column: str | None = _key(None)  # of a file; null: the usual names
     extra_train: tuple[str, ...] = _key(())  # appended to train: further files of the data set's folder, easier sets
     validation_fraction: float = _key(0.1, above=0, high=0.5)  # of train, where the source has no validation split
     limit: int | None = _key(None, low=1)  # rows (windows of a language model) per split, for trials
@@ -60,26 +60,28 @@ class Recipe:
     stream: bool | None = _key(None)  # read train from disk in every epoch; null: where memory would not hold it
     subword_dropout: float = _key(0.0, low=0, high=0.9)  # WordPiece only: each epoch spells words in other ways
     # Optimisation
-    epochs: float = _key(3.0, above=0)
+    epochs: float = _key(3.0, above=0)  # passes over train
     max_steps: int | None = _key(None, low=1)  # overrides epochs
     length_warmup: float = _key(0.0, low=0)  # rows up to a growing length; as warmup, a fraction of all steps or steps
     batch_size: int = _key(DEFAULT_BATCH_SIZE, low=1)  # examples per optimiser step, over all processes
     micro_batch_size: int | None = _key(None, low=1)  # examples in memory at once per process; auto: what fits
-    learning_rate: float = _key(5e-4, above=0)
-    weight_decay: float = _key(0.01, low=0)
-    adam_beta2: float = _key(0.999, low=0, high=1)
+    learning_rate: float = _key(5e-4, above=0)  # the highest, of AdamW
+    weight_decay: float = _key(0.01, low=0)  # of matrices; biases, norms and step sizes do not decay
+    adam_beta2: float = _key(0.999, low=0, high=1)  # of the squared gradients' moving average
     warmup: float = _key(0.1, low=0)  # below 1 a fraction of all steps, from 1 on a number of steps
-    schedule: Literal["linear", "cosine", "constant"] = _key("linear")
+    schedule: Literal["linear", "cosine", "constant"] = _key("linear")  # of the learning rate after warmup
     clip: float = _key(1.0, low=0)  # gradient norm, 0: no clipping
-    dtype: Literal["auto", "bf16", "fp16", "fp32"] = _key("auto")
-    device: Literal["auto", "cpu", "cuda"] = _key("auto")
-    gradient_checkpointing: bool = _key(False)
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = _key(
+        "auto"
+    )  # of products; auto: bf16 where the device is fast at it
+    device: Literal["auto", "cpu", "cuda"] = _key("auto")  # auto: a GPU where there is one
+    gradient_checkpointing: bool = _key(False)  # less memory for a third more time
     class_balance: Literal["none", "loss"] = _key("none")  # loss: weights inverse to class frequency in train
-    label_smoothing: float = _key(0.0, low=0, high=0.99)
+    label_smoothing: float = _key(0.0, low=0, high=0.99)  # of the target's probability, shared among all classes
     ema_decay: float = _key(0.0, low=0, high=0.99999)  # 0: no moving average of the weights
-    seed: int = _key(0, low=0, high=2**32 - 1)
+    seed: int = _key(0, low=0, high=2**32 - 1)  # of weights, order of rows and dropout; splits have their own
     # Selection
-    evaluations_per_epoch: int = _key(1, low=1)
+    evaluations_per_epoch: int = _key(1, low=1)  # on validation
     eval_steps: int | None = _key(None, low=1)  # optimiser steps between evaluations; overrides evaluations_per_epoch
     save_steps: int | None = _key(None, low=1)  # checkpoints beside those of the evaluations
     best_metric: Literal["accuracy", "macro_f1", "nll"] = _key("accuracy")  # of validation; picks the final weights
@@ -100,8 +102,8 @@ class Recipe:
     )  # used inside self_training: TF-IDF's probabilities are averaged with the teacher's
     init_from: str | None = _key(None)  # a folder whose backbone and tokenizer the model starts from
     # The TF-IDF baseline
-    tfidf_ngrams: int = _key(2, low=1, high=5)
-    tfidf_min_count: int = _key(1, low=1)
+    tfidf_ngrams: int = _key(2, low=1, high=5)  # words of the longest n-gram
+    tfidf_min_count: int = _key(1, low=1)  # texts that an n-gram stands in, at least
     tfidf_c: tuple[float, ...] = _key((1.0, 10.0, 100.0))  # inverse regularisation strengths; validation picks one
     # The model's own configuration keys that the recipe sets
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
