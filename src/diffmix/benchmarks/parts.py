@@ -22,7 +22,7 @@ from diffmix.training.hardware import peak_memory
 
 Part = Callable[[Tensor, Tensor], Tensor]
 SIDES = ("plain", "ours")
-TRACKS = (-32, -16, -8, -4, -3, -2, -1, 0, 1, 2, 3, 4, 8, 16, 32)  # offsets of the recipe listops_short
+TRACKS = (-32, -16, -8, -4, -3, -2, -1, 0, 1, 2, 3, 4, 8, 16, 32)  # offsets of `tracks` in the study listops_short
 VOCABULARY, SCORED = 50_257, 4_096  # of a language model: GPT-2's tokens, and at most so many targets
 
 
