@@ -272,6 +272,24 @@ def test_batch_norm_is_the_same_with_a_mask_that_masks_nothing(dtype):
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_checkpointing_counts_a_batch_once(masked):
+    ids = torch.randint(1, 50, (4, 9))
+    mask = torch.ones_like(ids)
+    mask[1:, 6:] = 1 - masked
+    found = []
+    for checkpointing in (False, True):
+        model = make("batch_norm").train()
+        if checkpointing:
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        model(input_ids=ids, attention_mask=mask, labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+        norm = model.model.layers[0].norm
+        found.append(
+            (norm.running_mean, norm.running_var, norm.num_batches_tracked, *(p.grad for p in model.parameters()))
+        )
+    torch.testing.assert_close(*found)
+
+
 def test_pairs_train_with_batch_norm_where_only_one_text_is_padded():
     first, second = torch.randint(1, 50, (4, 5)), torch.randint(1, 50, (4, 8))
     mask = torch.ones(4, 8, dtype=torch.long)

@@ -45,6 +45,11 @@ class MLP(nn.Module):
 class MaskedBatchNorm(nn.BatchNorm1d):
     """Batch norm over the channels of [B, N, D] whose statistics are those of real tokens only."""
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def forward(self, hidden: Tensor, padding_mask: Tensor | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """[B, N, D] → [B, N, D]; normalises by the batch in training, by the running statistics otherwise."""
         if not self.training:
@@ -52,9 +57,8 @@ class MaskedBatchNorm(nn.BatchNorm1d):
                 hidden.flatten(0, 1), self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             ).unflatten(0, hidden.shape[:2])
         if padding_mask is None and hidden.shape[0] * hidden.shape[1] > 1:
-            self.num_batches_tracked.add_(1)  # pyright: ignore
             # Copies: the backward pass keeps what it was given, and the other text of a pair changes the module's own.
-            means, variances = self.running_mean.clone(), self.running_var.clone()  # pyright: ignore
+            means, variances = self.running_mean.clone(), self.running_var.clone()
             normal = F.batch_norm(
                 hidden.flatten(0, 1),
                 means,
@@ -62,11 +66,10 @@ class MaskedBatchNorm(nn.BatchNorm1d):
                 self.weight,
                 self.bias,
                 training=True,
-                momentum=self.momentum,  # pyright: ignore[reportArgumentType]
+                momentum=self.momentum,
                 eps=self.eps,
             )
-            self.running_mean.copy_(means)  # pyright: ignore
-            self.running_var.copy_(variances)  # pyright: ignore
+            self._keep(means, variances)
             return normal.unflatten(0, hidden.shape[:2])
         tokens = hidden.float() if hidden.dtype in (torch.bfloat16, torch.float16) else hidden
         mask = hidden.new_ones(hidden.shape[:2], dtype=torch.bool) if padding_mask is None else padding_mask
@@ -75,13 +78,21 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         tokens = tokens.masked_fill(~mask.unsqueeze(-1), 0.0)
         mean = tokens.sum((0, 1)) / count
         variance = (((tokens - mean) * real) ** 2).sum((0, 1)) / count
-        with torch.no_grad():
-            unbiased = variance * count / (count - 1).clamp(min=1)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)  # pyright: ignore
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)  # pyright: ignore
-            self.num_batches_tracked.add_(1)  # pyright: ignore
+        unbiased = variance * count / (count - 1).clamp(min=1)
+        self._keep(
+            self.running_mean.lerp(mean.detach().to(self.running_mean.dtype), self.momentum),
+            self.running_var.lerp(unbiased.detach().to(self.running_var.dtype), self.momentum),
+        )
         normal = (tokens - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
         return normal.to(hidden.dtype)
+
+    def _keep(self, means: Tensor, variances: Tensor) -> None:
+        """Make these the running statistics, once a step."""
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            return  # within the backward pass: gradient checkpointing computes a block a second time
+        self.running_mean.copy_(means)
+        self.running_var.copy_(variances)
+        self.num_batches_tracked.add_(1)
 
 
 class MaskedLayerNorm(nn.LayerNorm):
