@@ -145,6 +145,24 @@ def test_tracks_have_second_derivatives(offsets):
     torch.autograd.gradgradcheck(lambda h: neighbor_diffusion(h, None, offsets) ** 2, [hidden])
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, where it prepares them
+def test_tracks_under_torch_func():
+    hidden, tangent = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    found = []
+    for function in (neighbor_diffusion, reference.neighbor_diffusion):
+
+        def tracks(h, function=function):
+            return function(h, None, (-7, -1, 0, 2))
+
+        along = torch.func.jvp(tracks, (hidden,), (tangent,))
+        slope = torch.func.grad(lambda h, tracks=tracks: (tracks(h) * tangent).sum())(hidden)
+        found.append([*along, slope])
+    torch.testing.assert_close(*found)
+    many = torch.stack([hidden, tangent])
+    each = torch.stack([neighbor_diffusion(h, None, (-1, 0, 2)) for h in many])
+    torch.testing.assert_close(torch.func.vmap(lambda h: neighbor_diffusion(h, None, (-1, 0, 2)))(many), each)
+
+
 def test_past_offsets_do_not_see_the_future():
     hidden, weight = torch.randn(1, 20, 4), torch.randn(3, 4, 4)
     changed = hidden.clone()

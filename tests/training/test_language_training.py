@@ -139,7 +139,8 @@ def test_a_language_model_goes_on_as_it_began(run, tmp_path):
     with pytest.raises(RequestError, match=r"has hidden_dropout=.* and the recipe 0.3"):
         trained(tmp_path / "other", "mixer=heat_kernel", "heat_time_mode=adaptive", "hidden_dropout=0.3", start)
     assert not (tmp_path / "other").exists()
-    trained(tmp_path / "again", "mixer=heat_kernel", "heat_time_mode=adaptive", "max_steps=1", "max_tokens=2000", start)
+    again = ["mixer=heat_kernel", "heat_time_mode=adaptive", "is_causal=true", "num_key_value_heads=null"]
+    trained(tmp_path / "again", *again, "max_steps=1", "max_tokens=2000", start)
 
 
 @pytest.mark.parametrize("override", ["neighbor_boundary=wrap", "neighbor_offsets=[1, 2]"])

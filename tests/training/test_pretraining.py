@@ -1,11 +1,13 @@
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_trainer import interrupted_train, reproducible
+from transformers import AutoModel
 
 from diffmix.errors import RequestError
 from diffmix.tasks.encoding import EncodedDataset
@@ -122,6 +124,19 @@ def test_a_start_is_taken_whole_or_refused(names_csv, tmp_path):
         with pytest.raises(RequestError, match=r"init_from: .* does not fit this recipe's model: it (has|lacks) model"):
             train(again.replace(**change), names_csv, tmp_path / name)
         assert not (tmp_path / name).exists()
+
+
+def test_a_bare_backbone_is_taken_whole_or_refused(names_csv, tmp_path):
+    train(load_recipe("text_file", [*SMALL, "max_steps=1"]), names_csv, tmp_path / "first")
+    backbone = AutoModel.from_pretrained(tmp_path / "first")
+    shutil.copytree(tmp_path / "first", tmp_path / "bare")
+    backbone.save_pretrained(tmp_path / "bare")
+    again = load_recipe("text_file", [*SMALL, "max_steps=1", "learning_rate=1e-12", f"init_from={tmp_path / 'bare'}"])
+    train(again, names_csv, tmp_path / "again")
+    found = AutoModel.from_pretrained(tmp_path / "again")
+    torch.testing.assert_close(found.embedding.weight, backbone.embedding.weight, atol=1e-6, rtol=0)
+    with pytest.raises(RequestError, match="does not fit this recipe's model: it has layers"):
+        train(again.replace(num_hidden_layers=1), names_csv, tmp_path / "shallower")
 
 
 def test_a_tokenizer_without_a_mask_token_is_refused(names_csv, tmp_path, monkeypatch):

@@ -357,11 +357,13 @@ def test_bf16_trains(names_csv, tmp_path):
     assert np.isfinite(train(small("dtype=bf16"), names_csv, tmp_path / "run")["test/nll"])
 
 
-def test_gradient_checkpointing_changes_no_loss(names_csv, tmp_path):
-    still = ["hidden_dropout=0", "classifier_dropout=0"]
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_gradient_checkpointing_changes_no_loss(names_csv, tmp_path, norm):
+    still = ["hidden_dropout=0", "classifier_dropout=0", f"norm={norm}"]
     plain = train(small(*still), names_csv, tmp_path / "plain")
     checkpointed = train(small(*still, "gradient_checkpointing=true"), names_csv, tmp_path / "checkpointed")
-    assert checkpointed["train/loss"] == pytest.approx(plain["train/loss"], abs=1e-5)
+    for key in ("train/loss", "validation/nll", "test/nll"):
+        assert checkpointed[key] == pytest.approx(plain[key], abs=1e-5)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])

@@ -120,9 +120,10 @@ def _tracks(hidden: Tensor, offsets: Sequence[int], padding_mask: Tensor | None,
 class _MovedTracks(torch.autograd.Function):
     """out_i = h_{i+o} in track o, 0 beyond the ends. Each number is copied once, and once for the gradient, which moves back."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, offsets: tuple[int, ...]) -> Tensor:
-        ctx.offsets = offsets
+    def forward(hidden: Tensor, offsets: tuple[int, ...]) -> Tensor:
         tokens, moved = hidden.shape[1], torch.empty_like(hidden)
         tracks = zip(hidden.tensor_split(len(offsets), -1), moved.tensor_split(len(offsets), -1), strict=True)
         for offset, (source, target) in zip(offsets, tracks, strict=True):
@@ -134,8 +135,16 @@ class _MovedTracks(torch.autograd.Function):
         return moved
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, tuple[int, ...]], output: Tensor) -> None:
+        ctx.offsets = inputs[1]
+
+    @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return _MovedTracks.apply(gradients[0], tuple(-offset for offset in ctx.offsets)), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return _MovedTracks.apply(tangents[0], ctx.offsets)
 
 
 def _spacing(offsets: Sequence[int]) -> int | None:

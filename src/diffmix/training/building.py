@@ -150,10 +150,10 @@ def _check_backbone(start: Path, model: Any, loaded: dict[str, Any]) -> None:
 
     A model may have more layers than its start: those are drawn.
     """
-    prefix = f"{model.base_model_prefix}."
-    missing, unexpected = (
-        {key for key in loaded[f"{kind}_keys"] if key.startswith(prefix)} for kind in ("missing", "unexpected")
-    )
+    prefix = f"{model.base_model_prefix}."  # which the weights of a bare backbone are without
+    missing = {key for key in loaded["missing_keys"] if key.startswith(prefix)}
+    parts = ("embedding", "ngrams", "positions", "layers", "final_norm")  # of `DiffmixModel`; others are a head's
+    unexpected = {key for key in loaded["unexpected_keys"] if key.removeprefix(prefix).partition(".")[0] in parts}
     taken = {_layer(key) for key in model.state_dict() if key not in missing}
     drawn = {key for key in missing if _layer(key) is None or _layer(key) in taken}
     if unexpected or drawn:

@@ -182,11 +182,6 @@ class Fitter:
             batches.length_warmup = round(recipe.length_warmup * (max_steps if recipe.length_warmup < 1 else 1))
         every = recipe.eval_steps or max(1, round(steps_per_epoch / recipe.evaluations_per_epoch))
         if recipe.gradient_checkpointing:
-            if getattr(model.config, "norm", None) == "batch":
-                raise RequestError(
-                    "gradient_checkpointing=true runs each block twice and norm=batch would count each batch twice: "
-                    "set one of them otherwise"
-                )
             # transformers renames it on the way from 5.17 to 6.
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         arguments = TrainingArguments(

@@ -96,7 +96,7 @@ def check_language_recipe(recipe: Recipe) -> None:
         )
     if recipe.model == "diffmix":
         try:
-            models.DiffmixConfig(**recipe.config, is_causal=True)
+            models.DiffmixConfig(**{**recipe.config, "is_causal": True})
         except ValueError as error:
             raise RequestError(f"task {recipe.task}: {' '.join(str(error).split())}") from None
     if recipe.max_length < 2:
@@ -161,7 +161,7 @@ def train_language_model(run: Run, task: LanguageData) -> dict[str, Any]:
             raise RequestError(f"init_from: {start} takes {longest} tokens: set max_length={longest}")
         for key, wanted in recipe.config.items():
             own = getattr(model.config, key, None)
-            if own != wanted:
+            if wanted is not None and own != wanted:  # nothing is what the configuration makes of it
                 raise RequestError(
                     f"init_from: {start} has {key}={own!r} and the recipe {wanted!r}; a language model goes on as it began: set "
                     f"{key}={own!r}"
