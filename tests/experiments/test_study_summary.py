@@ -72,6 +72,17 @@ def test_pairing_over_seeds_sees_what_the_means_do_not():
     assert "Missing" not in table
 
 
+def test_facts_of_the_data_are_not_compared():
+    study = make_study(metrics=("test/nll", "data/yardstick_majority"))
+    table = study_table(
+        study_result(study, measured(study, lambda cell: values(cell) | {"data/yardstick_majority": 0.2}))
+    )
+    means, differences = table.split("Mean ±")
+    assert "data/yardstick_majority" in means
+    assert "data/yardstick_majority" not in differences
+    assert "test/nll" in differences
+
+
 def test_one_seed_has_no_interval_and_decides_nothing():
     study = make_study(seeds=1)
     result = study_result(study, measured(study, values))
