@@ -48,6 +48,39 @@ def test_without_results_every_claim_names_the_command_that_would_measure_it(tmp
     assert "not measured yet" in claims_table(CLAIMS, tmp_path)
 
 
+def listops(*accuracies, model="paper"):
+    cells = [
+        {
+            "state": "finished",
+            "axes": {"model": model, "seed": str(seed)},
+            "metrics": {
+                "test/accuracy": accuracy,
+                "test/accuracy_low": accuracy - 0.015,
+                "test/accuracy_high": accuracy + 0.015,
+                "data/yardstick_majority": 0.1765,
+                "train/steps": 750,
+            },
+        }
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    return {"cells": [*cells, {"state": "missing", "axes": {"model": "paper", "seed": "9"}}]}
+
+
+def test_what_listops_reaches_stands_beside_the_most_frequent_class(tmp_path):
+    name = "Long Range Arena, ListOps: 17.8 %"
+    found = verdicts(tmp_path, study__listops=listops(0.1765))[name]
+    assert found.verdict == "holds"
+    assert "the most frequent class alone reaches 17.65 %, so that nothing of the task is learned" in found.numbers
+    found = verdicts(tmp_path, study__listops=listops(0.3, 0.32, 0.31))[name]
+    assert (found.verdict, "3 seeds" in found.numbers, "more than that is learned" in found.numbers) == (
+        "holds",
+        True,
+        True,
+    )
+    assert verdicts(tmp_path, study__listops=listops(0.1, 0.11))[name].verdict == "does not hold"
+    assert verdicts(tmp_path, study__listops=listops(0.5, model="neighbor"))[name].verdict == "not measured yet"
+
+
 @pytest.mark.parametrize(
     ("low", "high", "verdict"), [(30, 35, "holds"), (10, 29.9, "does not hold"), (29, 31, "undecided")]
 )

@@ -18,6 +18,7 @@ from diffmix.report.text import short_size
 DISTILBERT_FINE_TUNED = 0.948  # AG News, DistilBERT fine-tuned from its published weights
 FULL_TRAIN_ROWS = 120_000  # AG News
 COMPETITIVE = 0.01  # accuracy within one point
+LISTOPS = 0.178  # published test accuracy
 DRAMATIC = 0.01  # accuracy lost, more than one point
 CONVERGED = 0.01  # relative change in a step
 OVERFITTED_LOSS = 1.05  # last validation loss over the lowest
@@ -209,6 +210,28 @@ _COMPARE_IMDB = (
     "diffmix compare imdb imdb:pretraining=null,self_training=null,epochs=5 imdb_paper imdb:model=tfidf --seeds 3"
 )
 
+
+def _listops(result: Mapping[str, Any]) -> Finding:
+    cells = [
+        cell["metrics"] for cell in result["cells"] if cell["state"] == "finished" and cell["axes"]["model"] == "paper"
+    ]
+    if not cells:
+        raise RowMissingError("the paper's preset (model=paper)")
+    first = cells[0]
+    value, low, high = first["test/accuracy"], first["test/accuracy_low"], first["test/accuracy_high"]
+    over = "one seed"
+    if len(cells) > 1:
+        value, low, high = mean_interval([cell["test/accuracy"] for cell in cells])
+        over = f"{len(cells)} seeds"
+    guess = first["data/yardstick_majority"]
+    learned = "" if low > guess else ", so that nothing of the task is learned"
+    numbers = (
+        f"the paper's preset {100 * value:.2f} % ({100 * low:.2f} to {100 * high:.2f}, {over}, {first['train/steps']:,.0f} steps); "
+        f"the most frequent class alone reaches {100 * guess:.2f} %{learned}"
+    )
+    return Finding("holds" if high >= LISTOPS else "does not hold", numbers)
+
+
 CLAIMS = (
     Claim(
         "30x less memory than DistilBERT",
@@ -271,6 +294,14 @@ CLAIMS = (
         "compare-imdb",
         _COMPARE_IMDB,
         _reaches(0.8630, 25_000),
+    ),
+    Claim(
+        "Long Range Arena, ListOps: 17.8 %",
+        "holds if the interval of the paper's preset reaches it, over test rows where there is one seed, else does not hold; "
+        "beside it stands what the most frequent class reaches on the same rows",
+        "study-listops",
+        "diffmix study listops --only model=paper seed=0",
+        _listops,
     ),
     Claim(
         "Accuracy drops dramatically in fp16 against fp32",
