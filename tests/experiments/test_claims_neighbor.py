@@ -72,11 +72,9 @@ def test_what_listops_reaches_stands_beside_the_most_frequent_class(tmp_path):
     assert found.verdict == "holds"
     assert "the most frequent class alone reaches 17.65 %, so that nothing of the task is learned" in found.numbers
     found = verdicts(tmp_path, study__listops=listops(0.3, 0.32, 0.31))[name]
-    assert (found.verdict, "3 seeds" in found.numbers, "more than that is learned" in found.numbers) == (
-        "holds",
-        True,
-        True,
-    )
+    assert found.verdict == "holds"
+    assert "3 seeds" in found.numbers
+    assert "nothing of the task" not in found.numbers
     assert verdicts(tmp_path, study__listops=listops(0.1, 0.11))[name].verdict == "does not hold"
     assert verdicts(tmp_path, study__listops=listops(0.5, model="neighbor"))[name].verdict == "not measured yet"
 

@@ -225,8 +225,9 @@ def _listops(result: Mapping[str, Any]) -> Finding:
         over = f"{len(cells)} seeds"
     guess = first["data/yardstick_majority"]
     learned = "" if low > guess else ", so that nothing of the task is learned"
+    steps = f"{first['train/steps']:,.0f} steps"
     numbers = (
-        f"the paper's preset {100 * value:.2f} % ({100 * low:.2f} to {100 * high:.2f}, {over}, {first['train/steps']:,.0f} steps); "
+        f"the paper's preset {100 * value:.2f} % ({100 * low:.2f} to {100 * high:.2f}, {over}, {steps}); "
         f"the most frequent class alone reaches {100 * guess:.2f} %{learned}"
     )
     return Finding("holds" if high >= LISTOPS else "does not hold", numbers)
