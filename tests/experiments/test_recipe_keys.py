@@ -32,6 +32,6 @@ def test_meanings_are_the_comments_of_the_source():
     assert found["temperature_scaling"][3].startswith("of a language model")  # a field of several lines
     assert found["embedding_init"][3].startswith("ppmi: from which tokens")  # above the field, below a heading
     assert found["embedding_init"][0] == "Where the weights start"
-    assert found["pretraining"][3] == "keys of the masked-token phase; null: none"  # after a word to the linter
+    assert found["pretraining"][3] == "keys of the masked-token phase; null: none"
     assert found["epochs"][3] == "passes over train"
     assert all(row[3] for row in found.values())

@@ -11,12 +11,13 @@ import textwrap
 import tokenize
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from diffmix.training.recipe import Recipe
 
 _FIRST = "What is trained"  # the heading above the keys that stand before the first one in the source
-_KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "keys"}
+_KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Mapping: "keys"}
 
 
 def recipe_keys_table() -> str:
@@ -69,8 +70,6 @@ def _comments() -> dict[str, tuple[str, str]]:
                 above = comment
             continue
         assert isinstance(field.target, ast.Name)
-        if comment.startswith("noqa"):
-            comment = comment.partition("  ")[2].strip()
         meaning = comment or above or found.get(field.target.id, ("", ""))[1]
         found[field.target.id] = (heading, meaning)
         above = ""

@@ -219,9 +219,8 @@ def _begun(rows: Sequence[dict[str, Any]], has_run: Callable[[dict[str, Any]], b
 
 def _difference_table(result: Mapping[str, Any], axes: Sequence[str]) -> list[str]:
     axis, baseline = result["compare"]["axis"], result["compare"]["baseline"]
-    metrics = [
-        metric for metric in result["metrics"] if not metric.startswith("data/")
-    ]  # facts of the data differ in nothing
+    # Facts of the data are the same on both sides.
+    metrics = [metric for metric in result["metrics"] if not metric.startswith("data/")]
     rows = [
         [
             *(row["axes"][name] for name in axes),

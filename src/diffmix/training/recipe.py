@@ -71,9 +71,7 @@ class Recipe:
     warmup: float = _key(0.1, low=0)  # below 1 a fraction of all steps, from 1 on a number of steps
     schedule: Literal["linear", "cosine", "constant"] = _key("linear")  # of the learning rate after warmup
     clip: float = _key(1.0, low=0)  # gradient norm, 0: no clipping
-    dtype: Literal["auto", "bf16", "fp16", "fp32"] = _key(
-        "auto"
-    )  # of products; auto: bf16 where the device is fast at it
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = _key("auto")  # of products; auto: bf16 where that is fast
     device: Literal["auto", "cpu", "cuda"] = _key("auto")  # auto: a GPU where there is one
     gradient_checkpointing: bool = _key(False)  # less memory for a third more time
     class_balance: Literal["none", "loss"] = _key("none")  # loss: weights inverse to class frequency in train
@@ -93,9 +91,9 @@ class Recipe:
     # Where the weights start
     # ppmi: from which tokens of the task's texts stand together; amounts: near grey values start alike
     embedding_init: Literal["random", "ppmi", "amounts"] = _key("random")
-    pretraining: dict[str, Any] | None = _key(None)  # noqa: RUF009  keys of the masked-token phase; null: none
+    pretraining: Mapping[str, Any] | None = _key(None)  # keys of the masked-token phase; null: none
     mask_probability: float = _key(0.15, above=0, high=0.95)  # used inside pretraining
-    self_training: dict[str, Any] | None = _key(None)  # noqa: RUF009  keys of a teacher, which labels unlabelled texts
+    self_training: Mapping[str, Any] | None = _key(None)  # keys of a teacher, which labels unlabelled texts
     label_confidence: float = _key(0.75, low=0, high=1)  # used inside self_training: of labels that join train
     tfidf_teacher: bool = _key(
         False
@@ -341,7 +339,7 @@ def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, float | None]
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else [] if value is None or value == "" else [value]
         return tuple(_checked(key, item, arguments[0], limits) for item in items)
-    if origin is dict:
+    if origin is Mapping:
         if not isinstance(value, Mapping) or not all(isinstance(inner, str) for inner in value):
             raise RequestError(f"recipe key {key!r} is {value!r}; it accepts a mapping of keys, or null")
         return dict(value)
