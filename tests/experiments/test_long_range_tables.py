@@ -52,3 +52,26 @@ def test_what_is_not_above_the_most_frequent_class_is_marked():
     rows = rows_of(long_range_arena_table(result))
     assert rows["`neighbor`"] == ["13.00 (150)", "52.00 ± 12.71° (150)"]
     assert rows["`softmax`"] == ["11.90° (150)", "53.50 ± 6.35° (150)"]
+
+
+def test_what_goes_on_from_short_expressions_has_a_row_of_its_own_and_what_was_not_run_has_none():
+    result = {
+        "command": "diffmix study lra",
+        "environment": {"device": "a CPU"},
+        "axes": {"recipe": ["listops", "pathfinder"], "attention": ["neighbor", "softmax"]},
+        "cells": [cell("pathfinder", "neighbor", 0.7, 150)],
+    }
+    continued = {
+        "cells": [
+            {**cell("", "", 0.52, 4500, **{"data/yardstick_majority": 0.175}), "axes": {"model": "neighbor"}},
+            {**cell("", "", 0.17, 750, **{"data/yardstick_majority": 0.175}), "axes": {"model": "paper"}},
+        ]
+    }
+    table = long_range_arena_table(result, continued)
+    rows = rows_of(table)
+    assert rows[""] == ["listops", "pathfinder"]
+    assert rows["`neighbor`"] == ["not run", "70.00 (150)"]
+    assert rows["`neighbor`, after `listops_short`"] == ["52.00 (4.5 k)", "not run"]
+    assert rows["the most frequent class"] == ["17.50", "50.00"]
+    assert "`softmax`" not in rows
+    assert "Not run on any task: `softmax`." in table

@@ -128,7 +128,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
 
 
 TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {  # name → files of results/, and what is made of them
-    "lra": (("study-lra",), long_range_arena_table),
+    "lra": (("study-lra", "study-listops"), long_range_arena_table),
     "lra_brief": (("study-lra_brief",), long_range_arena_table),
     **{name: ((f"bench-{name}",), table) for name, table in BENCHMARK_TABLES.items()},
     **{name: (("spectrum",), table) for name, table in PATTERN_TABLES.items()},
