@@ -74,13 +74,19 @@ def test_perplexity_is_competitive_within_five_percent(tmp_path, perplexity, ver
 
 
 @pytest.mark.parametrize(
-    ("nll", "ece", "verdict"), [(4.9, 0.12, "holds"), (4.9, 0.08, "does not hold"), (5.1, 0.12, "does not hold")]
+    ("nll", "eces", "verdict"),
+    [
+        (4.9, [0.12, 0.1201, 0.1199], "holds"),
+        (4.9, [0.08, 0.0801, 0.0799], "does not hold"),
+        (5.1, [0.12, 0.1201, 0.1199], "does not hold"),
+        (4.9, [0.08, 0.12, 0.11], "undecided"),  # the seeds may hide a useful reduction
+    ],
 )
-def test_adaptive_time_is_judged_against_the_fixed_one(tmp_path, nll, ece, verdict):
+def test_adaptive_time_is_judged_against_the_fixed_one(tmp_path, nll, eces, verdict):
     groups = [
         (4, "softmax", [0.1] * 3, {}),
         (4, "heat_fixed", [0.1] * 3, {}),
-        (4, "heat_adaptive", [ece, ece * 1.001, ece * 0.999], {"nll": nll}),
+        (4, "heat_adaptive", eces, {"nll": nll}),
     ]
     found = verdicts(tmp_path, study(*groups))
     assert found["Adaptive t optimises perplexity, not calibration"].verdict == verdict

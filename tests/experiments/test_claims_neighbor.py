@@ -59,6 +59,7 @@ def listops(*accuracies, model="paper"):
                 "test/accuracy_high": accuracy + 0.015,
                 "data/yardstick_majority": 0.1765,
                 "train/steps": 750,
+                "train/epochs": 0.25,
             },
         }
         for seed, accuracy in enumerate(accuracies)
@@ -70,7 +71,10 @@ def test_what_listops_reaches_stands_beside_the_most_frequent_class(tmp_path):
     name = "Long Range Arena, ListOps: 17.8 %"
     found = verdicts(tmp_path, study__listops=listops(0.1765))[name]
     assert found.verdict == "holds"
-    assert "the most frequent class alone reaches 17.65 %, so that nothing of the task is learned" in found.numbers
+    assert (
+        "always answering the most frequent class reaches 17.65 %, so nothing of the task was learned" in found.numbers
+    )
+    assert "750 steps, 0.25 epochs" in found.numbers
     found = verdicts(tmp_path, study__listops=listops(0.3, 0.32, 0.31))[name]
     assert found.verdict == "holds"
     assert "3 seeds" in found.numbers
@@ -112,7 +116,7 @@ def test_paper_memory(tmp_path, training, inference, verdict):
     ],
 )
 def test_missing_an_accuracy_on_fewer_rows_decides_nothing(tmp_path, accuracy, rows, verdict):
-    history = [{"validation/loss": 0.3, "train/accuracy": 0.9, "epoch": 1}] * 2
+    history = [{"validation/loss": 0.3, "validation/accuracy": 0.9, "train/accuracy": 0.9, "epoch": 1}] * 2
     result = {
         "comparison": "ag_news",
         "rows": [
@@ -132,46 +136,65 @@ def test_missing_an_accuracy_on_fewer_rows_decides_nothing(tmp_path, accuracy, r
     [(0.945, 0.9, "holds"), (0.86, 0.9, "does not hold"), (0.90, 0.9, "undecided")],
 )
 def test_competitive_depends_on_both_distilberts(tmp_path, paper, scratch, verdict):
-    history = [{"validation/loss": 0.3, "train/accuracy": 0.9, "epoch": 1}] * 2
+    history = [{"validation/loss": 0.3, "validation/accuracy": 0.9, "train/accuracy": 0.9, "epoch": 1}] * 2
     rows = [row("ag_news_paper", paper, history=history), row("ag_news:model=distilbert", scratch, model="distilbert")]
     found = verdicts(tmp_path, compare__ag_news={"comparison": "ag_news", "rows": rows})
     assert found["Competitive with DistilBERT"].verdict == verdict
 
 
 def test_how_classes_weigh_is_told_where_rows_differ_in_it(tmp_path):
-    history = [{"validation/loss": 0.3, "train/accuracy": 0.9, "epoch": 1}] * 2
+    history = [{"validation/loss": 0.3, "validation/accuracy": 0.9, "train/accuracy": 0.9, "epoch": 1}] * 2
     rows = [row("ag_news_paper", 0.9, history=history), row("ag_news:model=distilbert", 0.9, model="distilbert")]
     result = {"comparison": "ag_news", "rows": rows}
     judged = ("AG News: 90.07 % test accuracy", "Competitive with DistilBERT", "Minimal overfitting")
     found = verdicts(tmp_path, compare__ag_news=result)
-    assert not any("weighed" in found[claim].numbers for claim in judged)
+    assert not any("weighted" in found[claim].numbers for claim in judged)
     rows[0]["resolved"]["class_balance"], rows[1]["resolved"]["class_balance"] = "none", "loss"
     found = verdicts(tmp_path, compare__ag_news=result)
-    assert all("classes not weighed" in found[claim].numbers for claim in judged)
-    assert "classes weighed equally" in found["Competitive with DistilBERT"].numbers
+    assert all("classes not weighted" in found[claim].numbers for claim in judged)
+    assert "classes weighted equally" in found["Competitive with DistilBERT"].numbers
 
 
 def test_the_command_beside_a_claim_is_the_results_own(tmp_path):
     step = {"low": 0.1, "median": 0.2, "high": 0.3, "accuracy": 0.9}
     command = "diffmix bench convergence --run elsewhere"
-    result = {"recipe": "ag_news_paper", "trained_steps": 2, "steps": [step, step], "command": command}
+    result = {
+        "recipe": "ag_news_paper",
+        "trained_steps": 2,
+        "sequences": 512,
+        "steps": [step, step],
+        "command": command,
+    }
     (tmp_path / "convergence.json").write_text(json.dumps(result))
     text = claims_table(CLAIMS, tmp_path)
     assert f"written by `{command}`" in text
 
 
 @pytest.mark.parametrize(
-    ("last_loss", "train_accuracy", "verdict"),
-    [(0.30, 0.91, "holds"), (0.60, 0.99, "does not hold"), (0.60, 0.91, "undecided")],
+    ("last_losses", "train_accuracies", "rows", "verdict"),
+    [
+        ([0.300, 0.300, 0.303], [0.91, 0.91, 0.91], 108_000, "holds"),
+        ([0.300, 0.300, 0.303], [0.91, 0.91, 0.91], 16_000, "holds"),
+        ([0.60, 0.60, 0.61], [0.91, 0.91, 0.91], 108_000, "does not hold"),
+        ([0.30, 0.30, 0.30], [0.99, 0.99, 0.98], 108_000, "does not hold"),
+        ([0.60, 0.60, 0.61], [0.99, 0.99, 0.99], 16_000, "undecided"),  # fewer rows are learned by heart
+        ([0.30, 0.30, 0.35], [0.91, 0.91, 0.91], 108_000, "undecided"),  # one seed of three
+    ],
 )
-def test_overfitting_is_read_from_the_last_evaluation(tmp_path, last_loss, train_accuracy, verdict):
-    history = [
-        {"validation/loss": 0.30, "train/accuracy": 0.8, "epoch": 1},
-        {"validation/loss": last_loss, "train/accuracy": train_accuracy, "epoch": 2},
+def test_overfitting_is_read_from_the_last_evaluation_by_intervals(
+    tmp_path, last_losses, train_accuracies, rows, verdict
+):
+    histories = [
+        [
+            {"validation/loss": 0.30, "validation/accuracy": 0.8, "train/accuracy": 0.8, "epoch": 1},
+            {"validation/loss": loss, "validation/accuracy": 0.90, "train/accuracy": accuracy, "epoch": 2},
+        ]
+        for loss, accuracy in zip(last_losses, train_accuracies, strict=True)
     ]
-    rows = [row("ag_news_paper", 0.90, history=history), row("ag_news:model=distilbert", 0.9, model="distilbert")]
-    found = verdicts(tmp_path, compare__ag_news={"comparison": "ag_news", "rows": rows})
-    assert found["Minimal overfitting"].verdict == verdict
+    paper = row("ag_news_paper", 0.90, rows=rows)
+    paper["history"] = histories
+    result = {"comparison": "ag_news", "rows": [paper, row("ag_news:model=distilbert", 0.9, model="distilbert")]}
+    assert verdicts(tmp_path, compare__ag_news=result)["Minimal overfitting"].verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -195,7 +218,7 @@ def test_precision_is_paired_over_seeds_and_bf16_is_not_fp16(tmp_path, dtype, na
 def test_convergence_and_scaling(tmp_path):
     step = {"low": 0.1, "median": 0.2, "high": 0.3, "accuracy": 0.9}
     settled = {"low": 1e-4, "median": 1e-3, "high": 5e-3, "accuracy": 0.8}
-    convergence = {"recipe": "ag_news_paper", "trained_steps": 2, "steps": [step, step, settled]}
+    convergence = {"recipe": "ag_news_paper", "trained_steps": 2, "sequences": 512, "steps": [step, step, settled]}
     scaling = bench(ratios={"time": ratio(4, 4.2), "memory": ratio(3.9, 4)})
     found = verdicts(tmp_path, convergence=convergence, bench__scaling=scaling)
     assert found["The output is read after convergence"].verdict == "does not hold"

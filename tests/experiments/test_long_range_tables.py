@@ -6,6 +6,7 @@ def cell(task, attention, accuracy, steps, seed="0", **metrics):
     return {
         "axes": {"recipe": task, "attention": attention, "seed": seed},
         "state": "finished",
+        "environment": {},
         "metrics": measured | metrics,
     }
 
@@ -62,10 +63,12 @@ def test_what_goes_on_from_short_expressions_has_a_row_of_its_own_and_what_was_n
         "cells": [cell("pathfinder", "neighbor", 0.7, 150)],
     }
     continued = {
+        "command": "diffmix study listops",
+        "environment": {"device": "another CPU"},
         "cells": [
             {**cell("", "", 0.52, 4500, **{"data/yardstick_majority": 0.175}), "axes": {"model": "neighbor"}},
             {**cell("", "", 0.17, 750, **{"data/yardstick_majority": 0.175}), "axes": {"model": "paper"}},
-        ]
+        ],
     }
     table = long_range_arena_table(result, continued)
     rows = rows_of(table)
@@ -75,3 +78,4 @@ def test_what_goes_on_from_short_expressions_has_a_row_of_its_own_and_what_was_n
     assert rows["the most frequent class"] == ["17.50", "50.00"]
     assert "`softmax`" not in rows
     assert "Not run on any task: `softmax`." in table
+    assert "`diffmix study lra` on a CPU. `diffmix study listops` on another CPU." in table

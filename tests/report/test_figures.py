@@ -71,6 +71,11 @@ def test_confusion_of_many_classes_keeps_its_names_legible(classes):
     assert all(upper.y0 >= lower.y0 + 0.9 * lower.height for upper, lower in itertools.pairwise(boxes))
 
 
+def test_confusion_of_very_many_classes_stays_a_picture_that_fits_into_memory():
+    figure = figures.confusion_figure(np.eye(1000, dtype=int), [f"class {i}" for i in range(1000)])
+    assert max(figure.get_size_inches()) < 40
+
+
 def test_names_are_taken_as_they_are():
     svg = to_svg(figures.confusion_figure(np.eye(3, dtype=int), ["$x^2$", "日本語", "<b> & _c"]), "<label> & more")
     assert {"$x^2$", "日本語", "<b> & _c"} <= set(texts(svg))

@@ -137,3 +137,12 @@ def test_figures_that_exist_are_kept_unless_asked(run, tmp_path):
     assert precious.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(RequestError, match="is a file; give a folder for the figures"):
         write_report([run], output, figures=output, overwrite=True)
+
+
+def test_a_perplexity_that_is_no_number_is_not_the_best(tmp_path):
+    run = write_language_run(tmp_path / "run")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    diverged = json.dumps({**json.loads(lines[0]), "step": 50, "validation/perplexity": float("nan")})
+    (run / "metrics.jsonl").write_text("\n".join([diverged, *lines]) + "\n")
+    page = read(write_report([run], tmp_path / "report.html"))
+    assert "nan" not in page.shown.lower()

@@ -105,6 +105,8 @@ def long_range_table(result: Mapping[str, Any]) -> str:
         f"One training step of {settings['num_hidden_layers']} layers of width {settings['hidden_size']}, batch "
         f"{settings['batch']}, {result['dtype']}; in brackets how many times faster, or smaller, than `softmax`."
     )
+    if result["repetitions"] == 1:
+        about += " Measured once, so that nothing tells how far ratios vary."
     return f"{markdown(headings, rows)}\n\n{about} {caption(result)}"
 
 

@@ -48,7 +48,7 @@ def _judge_gain(result: Mapping[str, Any], target: float, counts: Callable[[str]
     told = "; ".join(f"`{task}` {_points(*mean_interval(gain))}" for task, gain in gains.items())
     numbers = (
         f"five hops gain {_points(mean, low, high)} of accuracy over the same pattern alone, paired over {len(shared)} seeds and "
-        f"averaged over tasks ({told}), trained from scratch{_pattern(result)}. The paper's tasks and baselines are other ones"
+        f"averaged over tasks ({told}), trained from scratch{_pattern(result)}. The paper's tasks and baselines were different"
     )
     return Finding(by_interval(low, high, target), numbers)
 
@@ -111,7 +111,7 @@ CLAIMS = (
     Claim(
         "Diffusion hears farther than its sparse pattern",
         "same layers, same pattern, a symbol at a known distance, paired over seeds: holds if five hops answer better, by the "
-        "interval, at every distance that they reach and the pattern alone does not; does not hold if at none, else undecided",
+        "interval, at every distance within their reach but not the pattern's; does not hold if at none, else undecided",
         "study-hops",
         "diffmix study hops",
         _farther,
@@ -133,8 +133,9 @@ CLAIMS = (
         _gain(ARENA_GAIN, lambda task: COLUMNS.get(task) is not None),
     ),
     Claim(
-        "1.67x less memory",
-        f"a training step of a layer with its projections against Longformer's, same window, 4,096 tokens: holds if every pair "
+        "1.67x less memory (one attention layer)",
+        f"forward and backward pass of one attention layer with its projections, against Longformer's, same window, 4,096 "
+        "tokens: holds if every pair "
         f"of measurements reaches {MEMORY_SAVING}x, does not hold if none does, else undecided",
         "bench-diffusion",
         "diffmix bench diffusion",

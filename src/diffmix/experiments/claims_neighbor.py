@@ -5,7 +5,6 @@ Source: Banavara (2025), the paper and the README of its code.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,7 +21,7 @@ LISTOPS = 0.178  # published test accuracy
 DRAMATIC = 0.01  # accuracy lost, more than one point
 CONVERGED = 0.01  # relative change in a step
 OVERFITTED_LOSS = 1.05  # last validation loss over the lowest
-OVERFITTED_GAP = 0.02  # train accuracy above test accuracy
+OVERFITTED_GAP = 0.02  # accuracy on train above that on validation
 
 
 def _at_least(key: str, target: float, what: str) -> Callable[[Mapping[str, Any]], Finding]:
@@ -33,7 +32,7 @@ def _at_least(key: str, target: float, what: str) -> Callable[[Mapping[str, Any]
         ratio, fused = ratios[key], ratios[f"{key}_fused"]
         numbers = (
             f"{ratio['median']:.3g}x {what} (pairs {ratio['low']:.3g} to {ratio['high']:.3g}; {fused['median']:.3g}x against "
-            f"DistilBERT without attention dropout, which fused attention on CPUs needs), `ag_news_paper`, "
+            f"DistilBERT without attention dropout, with which CPUs have no fused attention), `ag_news_paper`, "
             f"{result['settings']['batch']} rows of {result['settings']['tokens']} tokens, {result['dtype']}, "
             f"{result['environment'].get('device')}"
         )
@@ -89,10 +88,10 @@ def _weighing(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     weighing = [each["resolved"].get("class_balance") for each in result["rows"]]
     if len(set(weighing)) == 1:
         return ""
-    return ", classes weighed equally" if row["resolved"].get("class_balance") == "loss" else ", classes not weighed"
+    return ", classes weighted equally" if row["resolved"].get("class_balance") == "loss" else ", classes not weighted"
 
 
-def _reaches(target: float, full_rows: int) -> Callable[[Mapping[str, Any]], Finding]:
+def _reaches(target: float, full_rows: int, remark: str = "") -> Callable[[Mapping[str, Any]], Finding]:
     """The paper preset's test accuracy; missing the target with fewer train rows than the paper had decides nothing."""
 
     def judge(result: Mapping[str, Any]) -> Finding:
@@ -101,8 +100,8 @@ def _reaches(target: float, full_rows: int) -> Callable[[Mapping[str, Any]], Fin
         verdict = by_interval(low, high, target)
         fewer = row["metrics"].get("train/examples", 0) < 0.8 * full_rows
         if verdict == "does not hold" and fewer:
-            return Finding("undecided", f"{_told(result, row)}, of the {full_rows:,} that the paper had")
-        return Finding(verdict, _told(result, row))
+            return Finding("undecided", f"{_told(result, row)}, of the {full_rows:,} that the paper had{remark}")
+        return Finding(verdict, f"{_told(result, row)}{remark}")
 
     return judge
 
@@ -113,7 +112,11 @@ def _distilbert_accuracy(result: Mapping[str, Any]) -> Finding:
     published = (
         f"fine-tuned from its published weights, {100 * DISTILBERT_FINE_TUNED:.1f} % on the test set are published"
     )
-    return Finding("does not hold" if best < 0.9863 else "undecided", f"{_told(result, row)} from scratch; {published}")
+    numbers = (
+        f"{_told(result, row)} from scratch; {published}. The paper sets 98.63 % beside 92.44 % of its own model, which its "
+        "first table calls train accuracy, so 98.63 % was most likely one, too"
+    )
+    return Finding("does not hold" if best < 0.9863 else "undecided", numbers)
 
 
 def _competitive(result: Mapping[str, Any]) -> Finding:
@@ -156,21 +159,35 @@ def _overfitting(result: Mapping[str, Any]) -> Finding:
     histories = [[record for record in history if "validation/loss" in record] for history in row["history"]]
     if not histories or any(len(history) < 2 for history in histories):
         return Finding("undecided", "fewer than two evaluations were recorded")
-    rise = statistics.fmean(
+    rises = [
         history[-1]["validation/loss"] / min(record["validation/loss"] for record in history) for history in histories
-    )
-    train = [history[-1]["train/accuracy"] for history in histories if "train/accuracy" in history[-1]]
-    test = _accuracy(row)[0]
+    ]
+    rise = _over_seeds(rises)
     epochs = histories[0][-1].get("epoch", 0)
-    numbers = f"after {epochs:.3g} epochs the validation loss is {rise:.3g} times its lowest"
-    if not train:
-        return Finding("undecided", f"{numbers}; train accuracy was not recorded")
-    gap = statistics.fmean(train) - test
-    numbers += f", train accuracy {100 * statistics.fmean(train):.2f} %, test accuracy {100 * test:.2f} %"
-    small = (rise <= OVERFITTED_LOSS) + (gap <= OVERFITTED_GAP)
-    return Finding(
-        ("does not hold", "undecided", "holds")[small], f"{numbers} (`{row['recipe']}`{_weighing(result, row)})"
+    numbers = f"after {epochs:.3g} epochs the validation loss is {_between(*rise, form='.3g')} times its lowest"
+    lasts = [history[-1] for history in histories]
+    if not all({"train/accuracy", "validation/accuracy"} <= last.keys() for last in lasts):
+        return Finding("undecided", f"{numbers}; accuracy on train and validation was not recorded")
+    gap = _over_seeds([100 * (last["train/accuracy"] - last["validation/accuracy"]) for last in lasts])
+    trained = row["metrics"].get("train/examples", 0)
+    numbers += (
+        f", and accuracy on train is {_between(*gap, form='.2f')} points above that on validation (`{row['recipe']}`, "
+        f"{len(lasts)} {'seeds' if len(lasts) > 1 else 'seed'}, {trained:,.0f} train rows of the {FULL_TRAIN_ROWS:,} that the "
+        f"paper had{_weighing(result, row)})"
     )
+    if rise[2] <= OVERFITTED_LOSS and gap[2] <= 100 * OVERFITTED_GAP:
+        return Finding("holds", numbers)
+    too_much = rise[1] > OVERFITTED_LOSS or gap[1] > 100 * OVERFITTED_GAP
+    enough_rows = trained >= 0.8 * FULL_TRAIN_ROWS  # fewer are learned by heart more easily
+    return Finding("does not hold" if too_much and enough_rows else "undecided", numbers)
+
+
+def _over_seeds(values: list[float]) -> tuple[float, float, float]:
+    return mean_interval(values) if len(values) > 1 else (values[0], values[0], values[0])
+
+
+def _between(mean: float, low: float, high: float, form: str) -> str:
+    return f"{mean:{form}} ({low:{form}} to {high:{form}})"
 
 
 def _convergence(result: Mapping[str, Any]) -> Finding:
@@ -179,7 +196,8 @@ def _convergence(result: Mapping[str, Any]) -> Finding:
     numbers = (
         f"relative change in the last trained step ({trained}): median {at['median']:.3g} ({at['low']:.3g} to "
         f"{at['high']:.3g} for 90 % of sequences); in step {len(steps)}: {last['median']:.3g}; accuracy after {trained} steps "
-        f"{100 * at['accuracy']:.2f} %, after {len(steps)} {100 * last['accuracy']:.2f} % (`{result['recipe']}`)"
+        f"{100 * at['accuracy']:.2f} %, after {len(steps)} {100 * last['accuracy']:.2f} % "
+        f"(`{result['recipe']}`, {result['sequences']:,} validation rows)"
     )
     return Finding(
         "holds" if at["high"] <= CONVERGED else "does not hold" if at["median"] > CONVERGED else "undecided", numbers
@@ -200,7 +218,8 @@ def _linear(result: Mapping[str, Any]) -> Finding:
 
 _RATIO_RULE = "holds if every pair of measurements reaches {target}x, does not hold if none does, else undecided"
 _PAIRED = (
-    "processes in turn, one training step of the paper's preset and of DistilBERT's shape, same dtype and optimizer"
+    "processes in turn, one training step of the paper's preset and of DistilBERT's shape, same dtype and optimizer, at one "
+    "batch size and length, which the paper does not give"
 )
 _COMPARE_AG = (
     "diffmix compare ag_news ag_news:extra_train=descriptions ag_news_paper ag_news:model=tfidf "
@@ -224,11 +243,11 @@ def _listops(result: Mapping[str, Any]) -> Finding:
         value, low, high = mean_interval([cell["test/accuracy"] for cell in cells])
         over = f"{len(cells)} seeds"
     guess = first["data/yardstick_majority"]
-    learned = "" if low > guess else ", so that nothing of the task is learned"
-    steps = f"{first['train/steps']:,.0f} steps"
+    learned = "" if low > guess else ", so nothing of the task was learned in these steps"
+    steps = f"{first['train/steps']:,.0f} steps, {first['train/epochs']:.3g} epochs"
     numbers = (
         f"the paper's preset {100 * value:.2f} % ({100 * low:.2f} to {100 * high:.2f}, {over}, {steps}); "
-        f"the most frequent class alone reaches {100 * guess:.2f} %{learned}"
+        f"always answering the most frequent class reaches {100 * guess:.2f} %{learned}"
     )
     return Finding("holds" if high >= LISTOPS else "does not hold", numbers)
 
@@ -269,7 +288,12 @@ CLAIMS = (
         "paper had, else undecided",
         "compare-ag_news",
         _COMPARE_AG,
-        _reaches(0.9007, FULL_TRAIN_ROWS),
+        _reaches(
+            0.9007,
+            FULL_TRAIN_ROWS,
+            ". 90.07 % is from the README of the code; the paper itself names 90 % of validation, and in its only table of test "
+            "accuracies the last is 75.75 %",
+        ),
     ),
     Claim(
         "AG News: DistilBERT reaches 98.63 %",
@@ -282,7 +306,7 @@ CLAIMS = (
     Claim(
         "Competitive with DistilBERT",
         f"holds if the interval of the paper's preset lies within {100 * COMPETITIVE:.0f} point of the published fine-tuned "
-        "DistilBERT or above, does not hold if it lies further below than that from this and from DistilBERT's shape trained "
+        "DistilBERT or above, does not hold if it lies more than that below both this model and DistilBERT's shape trained "
         "from scratch, each with its own recipe, else undecided",
         "compare-ag_news",
         _COMPARE_AG,
@@ -291,7 +315,7 @@ CLAIMS = (
     Claim(
         "IMDB: 86.30 % test accuracy",
         "holds if the interval of the paper's architecture lies at or above it, does not hold if below, else undecided; learning "
-        "rate, schedule and regularisation are ours, and so is the start of the embeddings, from labelled and unlabelled reviews",
+        "rate, schedule and regularisation are ours, and so are the initial embeddings, from labelled and unlabelled reviews",
         "compare-imdb",
         _COMPARE_IMDB,
         _reaches(0.8630, 25_000),
@@ -299,7 +323,7 @@ CLAIMS = (
     Claim(
         "Long Range Arena, ListOps: 17.8 %",
         "holds if the interval of the paper's preset reaches it, over test rows where there is one seed, else does not hold; "
-        "beside it stands what the most frequent class reaches on the same rows",
+        "the accuracy of always answering the most frequent class, on the same rows, is given beside it",
         "study-listops",
         "diffmix study listops --only model=paper seed=0",
         _listops,
@@ -314,8 +338,9 @@ CLAIMS = (
     ),
     Claim(
         "Minimal overfitting",
-        f"at the end of training: validation loss at most {OVERFITTED_LOSS} times its lowest, and train accuracy at most "
-        f"{100 * OVERFITTED_GAP:.0f} points above test accuracy; holds if both, does not hold if neither, else undecided",
+        f"at the end of training, by intervals over seeds: holds if the validation loss is at most {OVERFITTED_LOSS} times its "
+        f"lowest and accuracy on train at most {100 * OVERFITTED_GAP:.0f} points above that on validation; does not hold if one "
+        "is above that on as many train rows as the paper had, else undecided",
         "compare-ag_news",
         _COMPARE_AG,
         _overfitting,
@@ -323,7 +348,7 @@ CLAIMS = (
     Claim(
         "The output is read after convergence",
         f"relative change of the states in the last trained step: holds if at most {CONVERGED} for 95 % of sequences, "
-        "does not hold if above for half of them, else undecided",
+        "does not hold if more than that for at least half of them, else undecided",
         "convergence",
         "diffmix bench convergence --run runs/ag_news_paper",
         _convergence,

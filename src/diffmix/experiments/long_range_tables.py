@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffmix.evaluation.intervals import mean_interval
-from diffmix.experiments.markdown import caption, markdown
+from diffmix.experiments.markdown import caption, differing, markdown
+from diffmix.experiments.study_summary import environment_of
 from diffmix.report.text import short_count
 
 COLUMNS = {  # our task → the published column that it is, or None
@@ -84,7 +85,9 @@ def long_range_arena_table(result: Mapping[str, Any], continued: Mapping[str, An
     )
     if idle:
         about += f" Not run on any task: {', '.join(idle)}."
-    return f"{markdown(['', *tasks], body)}\n\n{about} {caption(result)}"
+    made = [caption(each) for each in (result, continued) if each is not None]
+    environments = [environment_of(result, cell) for cell in result["cells"] if cell["state"] == "finished"]
+    return f"{markdown(['', *tasks], body)}\n\n{about} {' '.join(made)}{differing('Cells', environments)}"
 
 
 def _published(numbers: tuple[str, ...], task: str) -> str:

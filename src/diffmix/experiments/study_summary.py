@@ -101,7 +101,7 @@ def study_table(result: Mapping[str, Any]) -> str:
         told += f" on {describe_environment(result['environment'])}"
     parts = [
         markdown([*(axes or ["study"]), "seeds", *metrics], rows),
-        f"{told}.{differing('Cells', [_environment(result, cell) for cell in finished])}",
+        f"{told}.{differing('Cells', [environment_of(result, cell) for cell in finished])}",
     ]
     if result["missing"]:
         parts.append(f"Missing: {len(result['missing'])} of {len(result['cells'])} cells.")
@@ -192,7 +192,9 @@ def _differences(study: Study, result: Mapping[str, Any]) -> list[dict[str, Any]
         for metric in study.metrics:
             cells = [(seeds[seed], base[seed]) for seed in seeds if seed in base]
             if any(word in metric for word in _COSTS):
-                cells = [(a, b) for a, b in cells if place(_environment(result, a)) == place(_environment(result, b))]
+                cells = [
+                    (a, b) for a, b in cells if place(environment_of(result, a)) == place(environment_of(result, b))
+                ]
             pairs = [(a["metrics"].get(metric), b["metrics"].get(metric)) for a, b in cells]
             values = _finite(None if a is None or b is None else a - b for a, b in pairs)
             interval = _interval(values)
@@ -269,6 +271,6 @@ def _fixed(number: float, *, decimals: int) -> str:
     return f"{number:.{decimals}f}"
 
 
-def _environment(result: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
+def environment_of(result: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any]:
     """That of a finished cell, which holds only what differs from the result's."""
     return {**result["environment"], **cell["environment"]}

@@ -142,10 +142,12 @@ def swap_table(result: dict[str, Any]) -> str:
         rows.append((row["attention"], shown, *numbers, *shares, cost))
     place = result["measured_on"]
     floor = result["rows"][0]["metrics"]["ece_noise_floor"]
+    few = "" if place["documents"] >= 20 else ", too few for that to cover its 95 %"
     caption = (
         f"{result['model']['name']} on {place['tokens']:,} tokens ({place['documents']} of {place['of_documents']} documents) "
         f"of {result['task']['name']}'s test split, windows of {result['window']}; times fitted on "
         f"{result['fitted_on']['tokens']:,} tokens of validation. ECE noise floor {floor:.4f}; at the exact time the "
-        f"logits differ by at most {result['max_logit_difference']:.1e} over {result['compared_tokens']:,} tokens."
+        f"logits differ by at most {result['max_logit_difference']:.1e} over {result['compared_tokens']:,} tokens. "
+        f"In brackets the 95 % bootstrap interval over documents{few}."
     )
     return f"{markdown(headings, rows)}\n\n{caption}"

@@ -105,7 +105,7 @@ def confusion_figure(confusion: ArrayLike, labels: Sequence[str]) -> Figure:
     # A cell of half an inch while it holds a number, of a fifth once it need only show its shade.
     side = classes * (0.52 if classes <= 12 else max(0.2, 0.34 - 0.004 * classes))
     margin = 0.5 + (0.075 * max(map(columns, names)) if named else 0)
-    side = max(side, 2.8)  # few classes get larger cells
+    side = min(max(side, 2.8), 30.0)  # few classes get larger cells, hundreds smaller ones
     figure = Figure(figsize=(side + margin, side + margin), layout="constrained")
     axes = figure.subplots()
     for i, j in np.argwhere(counts > 0):
@@ -133,7 +133,7 @@ def confusion_figure(confusion: ArrayLike, labels: Sequence[str]) -> Figure:
         axes.set_yticks([])
     axes.tick_params(length=0)
     # Hairlines between the cells lead the eye from a cell to its names.
-    for position in np.arange(0.5, classes - 1):
+    for position in np.arange(0.5, classes - 1) if named else ():
         axes.axhline(position, color=LINE, linewidth=0.5, zorder=0.5)
         axes.axvline(position, color=LINE, linewidth=0.5, zorder=0.5)
     return figure

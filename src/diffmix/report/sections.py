@@ -73,7 +73,7 @@ def _curves(run: Run, files: str, album: Album) -> str:
         (record[f"validation/{score}"], record["step"])
         for history in run.histories
         for record in history
-        if isinstance(record.get(f"validation/{score}"), int | float)
+        if isinstance(record.get(f"validation/{score}"), int | float) and np.isfinite(record[f"validation/{score}"])
     ]
     if not scored:
         summary = f"no validation {score}"
