@@ -168,3 +168,10 @@ def test_wrong_arguments_are_named():
         spectrum.pagerank_limit(np.array([0.1]), 0)
     with pytest.raises(ValueError, match="sums to 2"):
         spectrum.diffused_eigenvalue(np.array([0.1]), (1.0, 1.0))
+
+
+@pytest.mark.parametrize(("n", "degree", "seed"), [(5, 3, 30), (5, 3, 41), (6, 6, 0), (40, 39, 0)])
+def test_a_regular_graph_is_found_where_few_exchanges_are_left(n, degree, seed):
+    graph = spectrum.random_regular_graph(n, degree, seed=seed).toarray()
+    assert (graph == graph.T).all()
+    assert ((graph > 0).sum(axis=1) == degree).all()

@@ -173,6 +173,21 @@ def diffused_eigenvalue(mu: np.ndarray, coefficients: Sequence[float]) -> np.nda
 
 def _random_pairs(n: int, degree: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """The n·degree/2 different pairs of a graph in which each of n tokens is in `degree` pairs."""
+    if degree > 0.9 * (
+        n - 1
+    ):  # all pairs but those of a sparse graph: hardly an exchange would fit into a nearly full one
+        left_out = np.zeros((n, n), dtype=bool)
+        if degree < n - 1:
+            left_out[_random_pairs(n, n - 1 - degree, random)] = True
+        first, second = np.nonzero(np.triu(~left_out, 1))
+        return first, second
+    while (drawn := _drawn_pairs(n, degree, random)) is None:
+        pass  # a few tokens can be paired so that no exchange mends it
+    return drawn
+
+
+def _drawn_pairs(n: int, degree: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
+    """The same, or None where a draw could not be mended."""
     stubs = random.permutation(np.repeat(np.arange(n), degree)).reshape(-1, 2)
     pairs = np.sort(stubs, axis=1)
     codes = pairs[:, 0] * n + pairs[:, 1]
@@ -181,7 +196,10 @@ def _random_pairs(n: int, degree: int, random: np.random.Generator) -> tuple[np.
     wrong = list(np.flatnonzero(~at_first | (pairs[:, 0] == pairs[:, 1])))
     held = set(codes.tolist()) if wrong else set()
     spoiled = set(wrong)
+    tries = 100 * len(pairs)
     while wrong:
+        if not (tries := tries - 1):
+            return None
         one, other = wrong[-1], int(random.integers(len(pairs)))
         if other in spoiled:
             continue

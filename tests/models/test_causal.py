@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, StaticCache
+from transformers import AutoModelForCausalLM, StaticCache, Trainer, TrainingArguments
 
 from diffmix import DiffmixConfig, DiffmixForCausalLM
+from diffmix.ops.diffusion_decoding import NewTokens
 
 VARIANTS = {
     "neighbor": {"neighbor_offsets": [-3, -1, 0, 1]},
@@ -208,12 +209,22 @@ def test_survives_a_round_trip(variant, tmp_path):
 
 
 def test_what_a_cache_cannot_do_is_said():
+    for variant in ("diffusion", "softmax", "neighbor"):
+        model = make(variant)
+        fixed = StaticCache(model.config, max_cache_len=8)
+        with pytest.raises(
+            ValueError, match=r"is a StaticCache, .* give a DynamicCache: leave out cache_implementation"
+        ):
+            model(torch.ones(1, 3, dtype=torch.long), past_key_values=fixed)
+        with pytest.raises(
+            ValueError, match=r"is a StaticCache, .* give a DynamicCache: leave out cache_implementation"
+        ):
+            model.generate(torch.ones(1, 3, dtype=torch.long), max_new_tokens=4, cache_implementation="static")
     model = make("diffusion")
-    fixed = StaticCache(model.config, max_cache_len=8)
     with pytest.raises(ValueError, match="give a DynamicCache without offloading, or use_cache=False"):
-        model(torch.ones(1, 3, dtype=torch.long), past_key_values=fixed)
-    with pytest.raises(ValueError, match=r"for a StaticCache; give a DynamicCache: leave out cache_implementation"):
-        model.generate(torch.ones(1, 3, dtype=torch.long), max_new_tokens=4, cache_implementation="static")
+        cache = model(torch.ones(1, 3, dtype=torch.long), use_cache=True).past_key_values
+        cache.offloading = True  # as on a GPU
+        model(torch.ones(1, 1, dtype=torch.long), past_key_values=cache)
     model = make("neighbor_shared")
     model.config.neighbor_tolerance = 0.1
     with pytest.raises(ValueError, match="set neighbor_tolerance=None"):
@@ -240,3 +251,36 @@ def test_a_single_token_has_nothing_to_be_scored():
     ids = torch.tensor([[3]])
     assert model.train()(ids, labels=ids).loss == 0
     assert model.eval()(ids, labels=ids).loss == 0
+
+
+@pytest.mark.parametrize("variant", ["neighbor", "heat_squared"])
+def test_padding_behind_real_tokens_is_refused_with_a_cache_that_counts_places(variant):
+    model, ids = make(variant), torch.randint(1, 40, (1, 6))
+    with pytest.raises(ValueError, match="padding on the left only"):
+        model(ids, attention_mask=torch.tensor([[1, 1, 1, 1, 0, 0]]), use_cache=True)
+    model(ids, attention_mask=torch.tensor([[0, 0, 1, 1, 1, 1]]), use_cache=True)
+    make("heat")(ids, attention_mask=torch.tensor([[1, 1, 1, 1, 0, 0]]), use_cache=True)
+
+
+def test_generation_returns_hidden_states():
+    model = make("softmax")
+    found = model.generate(
+        torch.ones(1, 3, dtype=torch.long), max_new_tokens=2, output_hidden_states=True, return_dict_in_generate=True
+    )
+    assert [len(states) for states in found.hidden_states] == [4, 4]
+
+
+def test_trainer_shifts_labels_that_it_smooths(tmp_path):
+    model, ids = make("softmax", torch.float32), torch.randint(1, 40, (2, 9))
+    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=1e-9, use_cpu=True, report_to=[])
+    loss = Trainer(model, arguments).compute_loss(model, {"input_ids": ids, "labels": ids})
+    torch.testing.assert_close(loss, model(ids, labels=ids).loss, atol=1e-5, rtol=1e-5)
+
+
+def test_generates_whatever_the_default_device_is():
+    pattern, positions = make("diffusion").config.diffusion_pattern(), torch.arange(5).expand(2, 5)
+    expected = NewTokens(pattern, positions, 0).rows
+    with torch.device("meta"):  # stands in for a GPU
+        found = NewTokens(pattern, positions, 0).rows
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

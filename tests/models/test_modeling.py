@@ -7,7 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+)
 
 from diffmix import (
     DiffmixConfig,
@@ -426,3 +432,65 @@ def test_a_layer_taken_into_the_mixer_changes_nothing(width, heads, boundary):
     torch.testing.assert_close(taken_in, after)
     for one, other in zip(torch.autograd.grad(taken_in, inputs), torch.autograd.grad(after, inputs), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def small(**options):
+    return DiffmixConfig(
+        **{"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2} | options
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (DiffmixForSequenceClassification, {"neighbor_tolerance": 0.3}),
+        (DiffmixForSequenceClassification, {"neighbor_boundary": "wrp"}),
+        (DiffmixForCausalLM, {"neighbor_boundary": "wrap"}),
+    ],
+)
+def test_values_given_while_loading_are_checked(kind, values, tmp_path):
+    kind(small()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=next(iter(values))):
+        kind.from_pretrained(tmp_path, **values)
+
+
+def test_convergence_is_refused_where_each_step_has_its_own_weights():
+    model = DiffmixModel(small()).eval()
+    model.config.neighbor_tolerance = 0.1
+    with pytest.raises(ValueError, match="neighbor_shared_steps=True"):
+        model(torch.randint(1, 40, (1, 5)))
+
+
+@pytest.mark.parametrize(
+    "kind", [DiffmixModel, DiffmixForSequenceClassification, DiffmixForMaskedLM, DiffmixForCausalLM]
+)
+def test_hidden_states_are_given_when_asked_for(kind):
+    model = kind(small()).eval()
+    ids = torch.randint(1, 40, (2, 6))
+    mask = torch.tensor([[1] * 6, [0, 1, 1, 1, 0, 0]])
+    assert model(ids, mask).hidden_states is None
+    asked = model(ids, mask, output_hidden_states=True).hidden_states
+    model.config.output_hidden_states = True
+    configured = model(ids, mask).hidden_states
+    assert [state.shape for state in asked] == [(2, 6, 16)] * 3
+    for one, other in zip(asked, configured, strict=True):
+        assert torch.equal(one[mask.bool()], other[mask.bool()])
+    alone = model(ids[1:, 1:4]).hidden_states
+    torch.testing.assert_close(asked[-1][1, 1:4], alone[-1][0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "first", "attention", "mean_max"])
+@pytest.mark.parametrize("mixer", ["neighbor", "softmax", "attention_diffusion"])
+def test_a_text_without_tokens_is_classified_as_in_a_batch(mixer, pooling):
+    model = DiffmixForSequenceClassification(small(mixer=mixer, pooling=pooling)).eval()
+    alone = model(torch.empty(1, 0)).logits  # what a tokenizer makes of "", whose dtype nothing says
+    batched = model(torch.tensor([[5, 6], [0, 0]]), torch.tensor([[1, 1], [0, 0]])).logits[1:]
+    assert alone.isfinite().all()
+    torch.testing.assert_close(alone, batched)
+
+
+def test_trainer_gets_the_logits_alone_in_convergence_mode(tmp_path):
+    model = DiffmixForSequenceClassification(small(neighbor_shared_steps=True, neighbor_tolerance=0.1))
+    rows = [{"input_ids": torch.randint(1, 40, (5,)), "labels": torch.tensor(1)} for _ in range(3)]
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    assert Trainer(model, arguments).predict(rows).predictions.shape == (3, 2)

@@ -221,6 +221,7 @@ def test_autocast_decides_the_dtype():
         ({"key": torch.randn(1, 1, 5, 4), "value": torch.randn(1, 1, 5, 4)}, "key has 1 heads for 2 of query"),
         ({"value": torch.randn(1, 2, 4, 4)}, "give one value for each key"),
         ({"query": torch.randn(2, 5, 4)}, "query has shape"),
+        ({"key": torch.randn(1, 2, 5, 4).half()}, "key has dtype torch.float16 but query torch.float32"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
@@ -264,3 +265,36 @@ def test_forward_derivatives_are_those_of_the_definition(form):
         for function in (heat_kernel_attention, reference.heat_kernel_attention):
             found.append(torch.func.jvp(functools.partial(function, time=0.7, form=form), states, tangents))
     torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("time", "locality"), [(0.28, 0.05), (0.1, 1.0)])
+def test_keys_far_away_keep_their_order_in_low_precision(dtype, time, locality):
+    """Where a mask leaves far keys only, locality's bias is thousands, and its differences are what counts."""
+    query, key, value = (torch.randn(1, 1, 600, 16).to(dtype) for _ in range(3))
+    place = torch.arange(600)
+    heard = (place[:, None] // 128 - 2 == place // 128) | ((place[:, None] < 256) & (place[:, None] == place))
+    found = heat_kernel_attention(query, key, value, time, attn_mask=heard, locality=locality)
+    exact = reference.heat_kernel_attention(
+        query.double(), key.double(), value.double(), time, attn_mask=heard, locality=locality
+    )
+    assert (found.double() - exact).square().mean().sqrt() < 5 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("function", [heat_kernel_attention, reference.heat_kernel_attention])
+def test_directions_of_zero_vectors_have_ordinary_gradients(function):
+    states = [torch.randn(1, 2, 5, 4, requires_grad=True) for _ in range(3)]
+    with torch.no_grad():
+        states[0][:, :, 1] = 0.0
+        states[1][:, :, 3] = 0.0
+    out = function(*states, 0.5, form="normalized")
+    slopes = torch.autograd.grad(out.square().sum(), states)
+    assert out.isfinite().all()
+    assert max(float(slope.abs().max()) for slope in slopes) < 100
+
+
+def test_squared_takes_large_keys_in_half_precision():
+    states = [(torch.randn(1, 1, 8, 64) * scale).half() for scale in (45, 45, 1)]
+    found = heat_kernel_attention(*states, 50.0, form="squared")
+    exact = reference.heat_kernel_attention(*(each.double() for each in states), 50.0, form="squared")
+    torch.testing.assert_close(found.double(), exact, atol=0.02, rtol=0.02)

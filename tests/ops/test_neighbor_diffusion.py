@@ -184,6 +184,7 @@ def test_past_offsets_do_not_see_the_future():
         ({"offsets": ()}, "offsets is"),
         ({"offsets": (0, 0, 1)}, "offsets is"),
         ({"offsets": (0, 0.5, 1)}, "offsets is"),
+        ({"offsets": (-1.0, 0, 1)}, "offsets is"),
         ({"boundary": "mirror"}, "boundary is 'mirror'"),
         ({"padding_mask": torch.ones(2, 4, dtype=torch.bool)}, "padding_mask has shape"),
         ({"padding_mask": torch.ones(2, 3)}, "padding_mask has dtype"),
@@ -208,3 +209,42 @@ def test_compiles_into_one_graph_for_any_length():
         expected = reference.neighbor_diffusion(hidden, weight, (-1, 0, 1), padding_mask=mask)
         out = compiled(hidden, weight, mask)
         torch.testing.assert_close(out[mask], expected[mask], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("boundary", ["zero", "wrap"])
+@pytest.mark.parametrize("offsets", [(10**9,), (-(10**10), 1), (3, -(10**8), 10**8 + 1)])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_huge_offsets_cost_nothing(boundary, offsets, weighted):
+    hidden = torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(len(offsets), 6, 6, dtype=torch.float64, requires_grad=True) if weighted else None
+    mask = torch.tensor([[True] * 7, [False, True, True, False, True, True, True]])
+    found = neighbor_diffusion(hidden, weight, offsets, padding_mask=mask, boundary=boundary)
+    inputs = [hidden] if weight is None else [hidden, weight]
+    slopes = torch.autograd.grad(found[mask].square().sum(), inputs)
+    for row, length in ((0, 7), (1, 5)):
+        real = hidden[row][mask[row]]
+        # To a row of this length, offsets are what is left of them: outside of it, or once round.
+        small = [o % length if boundary == "wrap" else max(-length, min(length, o)) for o in offsets]
+        shifted = []
+        for offset in small:
+            place = torch.arange(length) + offset
+            inside = (place >= 0) & (place < length)
+            heard = real[place.clamp(0, length - 1)] * inside[:, None] if boundary == "zero" else real[place % length]
+            shifted.append(heard)
+        if weight is None:
+            tracks = [h.tensor_split(len(offsets), -1)[number] for number, h in enumerate(shifted)]
+            expected = torch.cat(tracks, dim=-1)
+        else:
+            expected = sum(h @ w.T for h, w in zip(shifted, weight, strict=True))
+        torch.testing.assert_close(found[row][mask[row]], expected)
+    assert all(slope.isfinite().all() for slope in slopes)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_tracks_have_a_hessian():
+    hidden = torch.randn(1, 3, 4, dtype=torch.float64)
+    found, expected = (
+        torch.func.hessian(lambda h, f=function: f(h, None, (-1, 0, 1)).pow(3).sum())(hidden)
+        for function in (neighbor_diffusion, reference.neighbor_diffusion)
+    )
+    torch.testing.assert_close(found, expected)

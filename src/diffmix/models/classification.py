@@ -16,6 +16,7 @@ from diffmix.models.configuration import DiffmixConfig
 from diffmix.models.modeling import DiffmixModel, DiffmixPreTrainedModel
 from diffmix.models.perturbation import Dropout
 from diffmix.models.pooling import Pooling
+from diffmix.ops.alignment import unalign
 
 
 @dataclass
@@ -65,27 +66,52 @@ class DiffmixForSequenceClassification(DiffmixPreTrainedModel):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> DiffmixClassifierOutput | tuple:
-        """`input_ids` [B, N], `attention_mask` [B, N], `labels` [B] → logits [B, C] and the loss."""
-        pooled, steps = self._pool(input_ids, attention_mask, inputs_embeds)
-        return self._classify(pooled, steps, labels, return_dict)
+        """`input_ids` [B, N], `attention_mask` [B, N], `labels` [B] → logits [B, C] and the loss.
+
+        `output_hidden_states`: see `DiffmixModel.forward`.
+        """
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states: list[Tensor] | None = [] if wanted else None
+        pooled, steps = self._pool(input_ids, attention_mask, inputs_embeds, states)
+        return self._classify(pooled, steps, labels, return_dict, states)
 
     def _pool(
-        self, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        states: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        values, mask, _ = self.model._align(input_ids, attention_mask, inputs_embeds)
-        hidden, steps = self.model.encode(values, mask)
+        if not torch.compiler.is_compiling() and input_ids is not None and input_ids.shape[1] == 0:  # an empty text
+            input_ids = torch.full((len(input_ids), 1), self.config.pad_token_id or 0, device=input_ids.device)
+            attention_mask = torch.zeros_like(input_ids)
+        values, mask, positions = self.model._align(input_ids, attention_mask, inputs_embeds)
+        hidden, steps = self.model.encode(values, mask, states)
+        if states and positions is not None:
+            states[:] = [unalign(state, positions) for state in states]
         return self.pooling(hidden, mask), steps
 
     def _classify(
-        self, features: Tensor, steps: Tensor | None, labels: Tensor | None, return_dict: bool | None
+        self,
+        features: Tensor,
+        steps: Tensor | None,
+        labels: Tensor | None,
+        return_dict: bool | None,
+        states: list[Tensor] | None = None,
     ) -> DiffmixClassifierOutput | tuple:
         logits = self.classifier(features)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        output = DiffmixClassifierOutput(loss=loss, logits=logits, diffusion_steps=steps)
+        output = DiffmixClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=None if states is None else tuple(states),  # pyright: ignore[reportArgumentType]
+            diffusion_steps=steps,
+        )
         return self._returned(output, return_dict)
 
 

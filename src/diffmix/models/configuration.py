@@ -93,7 +93,7 @@ class DiffmixConfig(PretrainedConfig):
         diffusion_time: t ≥ 0 of `"heat"`.
         diffusion_hop_dropout: on the states that each hop hears; attention_dropout is on the edges.
         is_causal: whether tokens hear only what stands before them. `DiffmixForCausalLM` sets it.
-        pad_token_id: the id of padding, whose embedding stays 0; None: no such id.
+        pad_token_id: the id of padding, whose embedding stays 0, unless it is tied to a token head; None: no such id.
         tie_word_embeddings: whether a language model scores tokens with their own embeddings.
         sampled_softmax: when above 0, a masked language model is trained to tell each hidden token from that many random
             ones and the batch's other hidden tokens, instead of from the whole vocabulary.
@@ -106,6 +106,7 @@ class DiffmixConfig(PretrainedConfig):
     """
 
     model_type = "diffmix"
+    keys_to_ignore_at_inference = ["past_key_values", "diffusion_steps"]  # noqa: RUF012 (what Trainer leaves out of predictions)
 
     def __init__(
         self,
@@ -219,11 +220,12 @@ class DiffmixConfig(PretrainedConfig):
         self.is_causal = is_causal
         self.sampled_softmax = sampled_softmax
         self.document_context = document_context
-        self._check()
+        self.check()
         # transformers' configurations are dataclasses with keyword fields of their own that pyright cannot see.
         super().__init__(**{"pad_token_id": pad_token_id, "tie_word_embeddings": tie_word_embeddings, **kwargs})
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise a ValueError where values do not fit together."""
         for name, choices in (
             ("mixer", MIXERS),
             ("position_embedding", POSITION_EMBEDDINGS),

@@ -62,6 +62,7 @@ class DiffmixForMaskedLM(_WithTokenHead):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> MaskedLMOutput | tuple:
         """`labels` [B, N], -100 where nothing is asked → logits [B, N, V].
@@ -70,7 +71,8 @@ class DiffmixForMaskedLM(_WithTokenHead):
         With `config.sampled_softmax` = s > 0 they are scored against the batch's own targets and s random tokens only: a
         cheaper loss with another scale. Evaluation, and a compiled graph, score every position over the whole vocabulary.
         """
-        hidden = self.model(input_ids, attention_mask, inputs_embeds, return_dict=True).last_hidden_state
+        outputs = self.model(input_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict=True)
+        hidden = outputs.last_hidden_state
         context = None if self.context is None else self.context(masked_mean(hidden, attention_mask)).unsqueeze(1)
         training = False
         if labels is not None and self.training and not torch.compiler.is_compiling():  # a graph has no varying counts
@@ -93,7 +95,11 @@ class DiffmixForMaskedLM(_WithTokenHead):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
-        output = MaskedLMOutput(loss=loss, logits=None if training else logits)  # pyright: ignore[reportArgumentType]
+        output = MaskedLMOutput(
+            loss=loss,
+            logits=None if training else logits,  # pyright: ignore[reportArgumentType]
+            hidden_states=outputs.hidden_states,
+        )
         return self._returned(output, return_dict)
 
     def _asked(self, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +129,7 @@ class DiffmixForCausalLM(_WithTokenHead, GenerationMixin):
     """The backbone, hearing the past only, with a token head: logits = E·Norm(h)/√D, with E the token embedding.
 
     Neighbour offsets into the future are dropped. `generate()` keeps keys and values of attention, the states of every hop of
-    attention diffusion, or the last states that a neighbourhood reaches, in a cache.
+    attention diffusion, or the states between diffusion steps, in a cache.
     """
 
     def __init__(self, config: DiffmixConfig):
@@ -144,6 +150,7 @@ class DiffmixForCausalLM(_WithTokenHead, GenerationMixin):
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> CausalLMOutputWithPast | tuple:
         """`input_ids` [B, N], `attention_mask` [B, N] (with a cache: of the cached tokens too) → logits [B, N, V].
@@ -156,6 +163,7 @@ class DiffmixForCausalLM(_WithTokenHead, GenerationMixin):
             input_ids,
             attention_mask,
             inputs_embeds,
+            output_hidden_states,
             return_dict=True,
             past_key_values=past_key_values,
             use_cache=use_cache,
@@ -175,5 +183,6 @@ class DiffmixForCausalLM(_WithTokenHead, GenerationMixin):
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,  # pyright: ignore[reportArgumentType]
+            hidden_states=outputs.hidden_states,
         )
         return self._returned(output, return_dict)

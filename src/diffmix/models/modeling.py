@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, StaticCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
@@ -43,6 +43,10 @@ class DiffmixPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["DiffusionStep", "AttentionBlock"]  # noqa: RUF012 (transformers reads it from the class)
+
+    def __init__(self, config: DiffmixConfig):
+        config.check()  # again: `from_pretrained(folder, key=value)` sets values after the configuration was made
+        super().__init__(config)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -133,9 +137,15 @@ class DiffmixModel(DiffmixPreTrainedModel):
     ) -> DiffmixModelOutput | tuple:
         """`input_ids` [B, N] (or `inputs_embeds` [B, N, D]), `attention_mask` [B, N], 1 at real tokens → [B, N, D].
 
+        `output_hidden_states` (or `config.output_hidden_states`) returns the states before the first block and after each,
+        without the final norm of pre-norm models.
+
         A causal model with `use_cache` (or `past_key_values`) takes the tokens that follow those in the cache; `attention_mask`
         then covers both, with padding on the left.
         """
+        output_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
         positions, steps = None, None
         states: list[Tensor] = [] if output_hidden_states else _Forgetful()
         if self.config.is_causal and (use_cache or past_key_values is not None):
@@ -176,11 +186,9 @@ class DiffmixModel(DiffmixPreTrainedModel):
         past = cache.get_seq_length()
         whole = (values.shape[0], past + values.shape[1])
         mask = None if attention_mask is None else attention_mask.bool()
-        if (
-            mask is not None and mask.ndim == 4 and not isinstance(cache, DynamicCache)
-        ):  # what `generate` makes of it for a cache of fixed size
+        if isinstance(cache, StaticCache):  # it holds places for tokens to come, which would be heard
             raise ValueError(
-                f"attention_mask has shape {tuple(mask.shape)}, for a {type(cache).__name__}; give a DynamicCache: leave out "
+                f"past_key_values is a {type(cache).__name__}, whose size is fixed; give a DynamicCache: leave out "
                 "cache_implementation, or set use_cache=False"
             )
         if mask is not None and mask.shape != whole:
@@ -189,6 +197,11 @@ class DiffmixModel(DiffmixPreTrainedModel):
             )
         if mask is not None and _looks(values) and bool(mask.all()):
             mask = None
+        if mask is not None and self._counts_places() and _looks(values) and bool((mask[:, 1:] < mask[:, :-1]).any()):
+            raise ValueError(
+                "attention_mask has padding behind real tokens; with a cache this model takes padding on the left only: set "
+                "padding_side='left', or use_cache=False"
+            )
         if mask is None:
             positions = torch.arange(past, whole[1], device=values.device).expand(values.shape[:2])
         else:
@@ -207,6 +220,10 @@ class DiffmixModel(DiffmixPreTrainedModel):
             hidden = layer(hidden, mask, **context, step=step)
             states.append(hidden)
         return hidden if self.final_norm is None else self.final_norm(hidden)
+
+    def _counts_places(self) -> bool:
+        """Whether distances are counted over the places of a cache, padding among them."""
+        return self.config.mixer == "neighbor" or (self.config.mixer == "heat_kernel" and self.config.heat_locality > 0)
 
     def _align(
         self, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None
@@ -283,6 +300,11 @@ class DiffmixModel(DiffmixPreTrainedModel):
         """
         config = self.config
         assert config.neighbor_tolerance is not None
+        if len(self.layers) > 1:
+            raise ValueError(
+                f"neighbor_tolerance is {config.neighbor_tolerance}, but each of the {len(self.layers)} steps has weights of its "
+                "own; train with neighbor_shared_steps=True, or set neighbor_tolerance=None"
+            )
         limit = config.neighbor_max_steps or 8 * config.num_hidden_layers
         active = torch.ones(hidden.shape[0], dtype=torch.bool, device=hidden.device)
         steps = torch.zeros(hidden.shape[0], dtype=torch.long, device=hidden.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def check_neighbor_diffusion(
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}; give [offsets, out, in], or [offsets, heads, out, in] for heads"
         )
-    if not offsets or any(isinstance(offset, bool) or int(offset) != offset for offset in offsets):
+    if not offsets or any(isinstance(offset, bool) or not isinstance(offset, Integral) for offset in offsets):
         raise ValueError(f"offsets is {offsets!r}; give one integer or more, such as (-1, 0, 1)")
     if len(set(offsets)) != len(offsets):
         raise ValueError(f"offsets is {offsets!r}; name each neighbour once")
@@ -79,6 +80,8 @@ def check_heat_kernel_attention(
             raise ValueError(f"{name} has shape {tuple(states.shape)}; give [batch, heads, tokens, channels]")
         if not states.is_floating_point():
             raise ValueError(f"{name} has dtype {states.dtype}; give a floating dtype, such as {name}.float()")
+        if states.dtype is not query.dtype and not torch.is_autocast_enabled(query.device.type):
+            raise ValueError(f"{name} has dtype {states.dtype} but query {query.dtype}; give the same dtype")
         if states.shape[0] != query.shape[0] or states.shape[-1] != query.shape[-1]:
             raise ValueError(
                 f"{name} has shape {tuple(states.shape)} but query {tuple(query.shape)}; give the same batch and channels"

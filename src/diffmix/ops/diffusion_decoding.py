@@ -58,7 +58,8 @@ class NewTokens:
         """
         batch, tokens = self.positions.shape
         device = self.positions.device
-        row, token = torch.arange(batch).repeat_interleave(tokens), torch.arange(tokens).repeat(batch)
+        row = torch.arange(batch, device="cpu").repeat_interleave(tokens)  # whatever the default device is
+        token = torch.arange(tokens, device="cpu").repeat(batch)
         if self.padding_mask is None:  # what is known anyway need not be waited for
             position, place = token + self.past, None
         else:

@@ -36,7 +36,7 @@ def heat_kernel_attention(
 
     - `form="dot"`: score = q·k / 2t. At t = √D / 2 this is scaled dot-product attention.
     - `form="squared"`: score = -‖q - k‖² / 4t, the heat kernel itself: q·k / 2t - ‖k‖² / 4t but for a constant of the row.
-    - `form="normalized"`: the same of q / ‖q‖ and k / ‖k‖, which is softmax(cos(q, k) / 2t).
+    - `form="normalized"`: the same of q / ‖q‖ and k / ‖k‖, which is softmax(cos(q, k) / 2t); of vectors that are 0, cos is 0.
 
     Nothing of size N_q × N_k is made: t is folded into the queries and -‖k‖²/2 is one more channel of the keys (in bf16 and fp16
     two, its leading and its trailing bits). Masks that have to be made are made for 256 queries at a time.
@@ -133,12 +133,15 @@ def _normalized(x: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    """‖x‖ over the channels, at least 1e-12, or the smallest normal number where that is larger."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(max(1e-12, torch.finfo(x.dtype).tiny))
+    """‖x‖ over the channels; ∞ where it is all but 0, whose direction is none: the quotient and its gradient are 0 there."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.masked_fill(norm < max(1e-12, torch.finfo(x.dtype).tiny), math.inf)
 
 
 class _WithHalfNorm(torch.autograd.Function):
     """[k, -‖k‖²/2, 0 …]: one more channel, in two parts where one would round it, filled up to a multiple of 8.
+
+    The channel is in units of `_unit`, which queries carry: in fp16 the square of a norm soon overflows.
 
     In one copy forward and one pass backward, since on short rows copies are what the form costs.
     """
@@ -158,20 +161,25 @@ class _WithHalfNorm(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
         (key,) = ctx.saved_tensors
         spare = _with_half_norm(key).shape[-1] - key.shape[-1] - 1
-        along = -(key * tangents[0]).sum(dim=-1, keepdim=True)
+        along = (key * tangents[0]).sum(dim=-1, keepdim=True) * (-1 / _unit(key.dtype))
         return F.pad(torch.cat([tangents[0], along], dim=-1), (0, spare))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (key,) = ctx.saved_tensors
         channels = key.shape[-1]
-        # Queries carry 1 in every further channel, so the first of them has the gradient of the norm.
-        return torch.addcmul(grads[0][..., :channels], key, grads[0][..., channels : channels + 1], value=-1)
+        # Queries carry the same in every further channel, so the first of them has the gradient of the norm.
+        first = grads[0][..., channels : channels + 1]
+        return torch.addcmul(grads[0][..., :channels], key, first, value=-1 / _unit(key.dtype))
+
+
+def _unit(dtype: torch.dtype) -> float:
+    return 16.0 if dtype is torch.float16 else 1.0
 
 
 def _with_half_norm(key: Tensor) -> Tensor:
     exact = torch.promote_types(key.dtype, torch.float32)
-    half_norm = torch.linalg.vector_norm(key, dim=-1, keepdim=True, dtype=exact).square() * -0.5
+    half_norm = torch.linalg.vector_norm(key, dim=-1, keepdim=True, dtype=exact).square() * (-0.5 / _unit(key.dtype))
     parts = [half_norm.to(key.dtype)]
     if key.dtype in (torch.bfloat16, torch.float16):
         parts.append((half_norm - parts[0].to(exact)).to(key.dtype))
@@ -193,7 +201,8 @@ def _prepared(
         channels = query.shape[-1]
         key = with_half_norm(key)
         # The parts of the norm count once each; what only fills up meets zeros.
-        query = torch.cat([query, query.new_ones(*query.shape[:-1], key.shape[-1] - channels)], dim=-1)
+        further = query.new_full((*query.shape[:-1], key.shape[-1] - channels), _unit(query.dtype))
+        query = torch.cat([query, further], dim=-1)
         value = F.pad(value, (0, key.shape[-1] - channels))  # the fused kernels want one head size
     if isinstance(time, Tensor):
         return query * (0.5 / time).to(query.dtype), key, value, 1.0
@@ -224,6 +233,9 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout_p: 
     if mask.dtype is torch.bool:
         mask = mask | ~hears
     else:
+        if mask.dtype is not query.dtype and mask.numel():
+            # Softmax is blind to a constant of a row. Without it, what counts is near 0 and keeps its bits in a narrow dtype.
+            mask = mask - mask.detach().amax(dim=-1, keepdim=True).masked_fill(~hears, 0.0)
         mask = mask.to(query.dtype).masked_fill(~hears, 0.0)
     while mask.ndim < 4:
         mask, hears = mask.unsqueeze(0), hears.unsqueeze(0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -76,11 +77,17 @@ def diffuse_aligned(
         return _tracks(hidden, offsets, padding_mask, boundary)
     if boundary == "zero" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         # A neighbour beyond the longest row is 0 for every token. A compiled graph keeps it: its length is not known yet.
-        near = [index for index, offset in enumerate(offsets) if abs(offset) < hidden.shape[1]] or [0]
+        tokens = hidden.shape[1]
+        near = [index for index, offset in enumerate(offsets) if abs(offset) < tokens]
         if len(near) < len(offsets):
-            weight, offsets = weight[near], [offsets[index] for index in near]
+            near = near or [0]
+            weight, offsets = weight[near], [max(-tokens, min(tokens, offsets[index])) for index in near]
     if weight.ndim == 3:
         weight = weight.unsqueeze(1)
+    if _goes_round(hidden, offsets, boundary):
+        neighbours = [_from_round(hidden, offset, padding_mask) for offset in offsets]
+        mixed = _concatenation(neighbours, weight)
+        return mixed if bias is None else mixed + bias.to(mixed.dtype)
     spacing = _spacing(offsets)
     before, after = _reach(offsets)
     if boundary == "zero" and spacing and before == after and hidden.device.type == "cpu":
@@ -89,7 +96,7 @@ def diffuse_aligned(
     if spacing and hidden.device.type == "cpu":
         first = before + min(offsets)  # what the first token hears first
         return _convolution(extended, weight, bias, offsets, spacing, padding=0).narrow(1, first, hidden.shape[1])
-    mixed = _concatenation(extended, weight, [before + offset for offset in offsets], hidden.shape[1])
+    mixed = _concatenation([extended.narrow(1, before + offset, hidden.shape[1]) for offset in offsets], weight)
     return mixed if bias is None else mixed + bias.to(mixed.dtype)
 
 
@@ -109,12 +116,24 @@ def _tracks(hidden: Tensor, offsets: Sequence[int], padding_mask: Tensor | None,
     """Each track of channels from the neighbour at its offset, [B, N, D]: nothing is multiplied."""
     fixed = not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # the number of tokens is known
     if fixed and boundary == "zero" and hidden.device.type == "cpu":
-        return _MovedTracks.apply(hidden, tuple(offsets))
-    before, after = _reach(offsets)
+        return _MovedTracks.apply(hidden, _Offsets(tuple(offsets)))
     tokens = hidden.shape[1]
+    if _goes_round(hidden, offsets, boundary):
+        tracks = zip(hidden.tensor_split(len(offsets), dim=-1), offsets, strict=True)
+        return torch.cat([_from_round(track, offset, padding_mask) for track, offset in tracks], dim=-1)
+    if fixed and boundary == "zero":
+        offsets = [max(-tokens, min(tokens, offset)) for offset in offsets]
+    before, after = _reach(offsets)
     tracks = _extended(hidden, before, after, padding_mask, boundary).tensor_split(len(offsets), dim=-1)
     moved = [track.narrow(1, before + offset, tokens) for track, offset in zip(tracks, offsets, strict=True)]
     return torch.cat(moved, dim=-1)
+
+
+@dataclass(frozen=True)
+class _Offsets:
+    """One argument and not several: torch's transforms of functions take a tuple apart."""
+
+    of_tracks: tuple[int, ...]
 
 
 class _MovedTracks(torch.autograd.Function):
@@ -123,10 +142,10 @@ class _MovedTracks(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(hidden: Tensor, offsets: tuple[int, ...]) -> Tensor:
-        tokens, moved = hidden.shape[1], torch.empty_like(hidden)
-        tracks = zip(hidden.tensor_split(len(offsets), -1), moved.tensor_split(len(offsets), -1), strict=True)
-        for offset, (source, target) in zip(offsets, tracks, strict=True):
+    def forward(hidden: Tensor, offsets: _Offsets) -> Tensor:
+        tokens, moved, count = hidden.shape[1], torch.empty_like(hidden), len(offsets.of_tracks)
+        tracks = zip(hidden.tensor_split(count, -1), moved.tensor_split(count, -1), strict=True)
+        for offset, (source, target) in zip(offsets.of_tracks, tracks, strict=True):
             first, last = min(tokens, max(0, -offset)), max(0, tokens - max(0, offset))  # tokens that hear one
             if first < last:
                 target[:, first:last] = source[:, first + offset : last + offset]
@@ -135,12 +154,13 @@ class _MovedTracks(torch.autograd.Function):
         return moved
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, tuple[int, ...]], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, _Offsets], output: Tensor) -> None:
         ctx.offsets = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _MovedTracks.apply(gradients[0], tuple(-offset for offset in ctx.offsets)), None
+        back = _Offsets(tuple(-offset for offset in ctx.offsets.of_tracks))
+        return _MovedTracks.apply(gradients[0], back), None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
@@ -169,16 +189,28 @@ def _convolution(
     return mixed.squeeze(2).transpose(1, 2)
 
 
-def _concatenation(extended: Tensor, weight: Tensor, starts: Sequence[int], tokens: int) -> Tensor:
+def _concatenation(shifted: Sequence[Tensor], weight: Tensor) -> Tensor:
     """One product over the neighbours side by side, for offsets of any kind and for devices other than CPUs."""
     heads = weight.shape[1]
-    neighbours = torch.cat(
-        [extended.narrow(1, start, tokens).unflatten(-1, (heads, -1)) for start in starts], dim=-1
-    )  # [B, N, H, O·in]
+    neighbours = torch.cat([states.unflatten(-1, (heads, -1)) for states in shifted], dim=-1)  # [B, N, H, O·in]
     matrix = weight.permute(1, 0, 3, 2).flatten(1, 2)  # [H, O·in, out]
     if heads == 1:
         return neighbours.squeeze(2) @ matrix.squeeze(0)
     return torch.einsum("bnhi,hio->bnho", neighbours, matrix).flatten(2)
+
+
+def _goes_round(hidden: Tensor, offsets: Sequence[int], boundary: str) -> bool:
+    """Whether a row of fixed length closes on itself within one offset, so that its ends would be continued by whole rows."""
+    fixed = not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    return boundary == "wrap" and fixed and max(map(abs, offsets)) >= hidden.shape[1] > 0
+
+
+def _from_round(hidden: Tensor, offset: int, padding_mask: Tensor | None) -> Tensor:
+    """h_{(i + o) mod L} of rows that close on their own length L."""
+    rows, tokens, _ = hidden.shape
+    place = torch.arange(tokens, device=hidden.device).expand(rows, tokens)
+    length = tokens if padding_mask is None else padding_mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return unalign(hidden, (place + offset).remainder(length))
 
 
 def _wrap_ends(hidden: Tensor, before: int, after: int, padding_mask: Tensor | None) -> Tensor:

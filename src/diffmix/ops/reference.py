@@ -75,8 +75,8 @@ def heat_kernel_attention(
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     if form == "normalized":
-        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
-    if form == "dot":
+        query, key = _direction(query), _direction(key)
+    if form != "squared":  # of unit vectors, -‖q - k‖² / 4t is q·k / 2t but for a constant
         score = query @ key.transpose(-1, -2) / (2 * time)
     else:
         score = -(query.unsqueeze(-2) - key.unsqueeze(-3)).square().sum(-1) / (4 * time)
@@ -96,6 +96,12 @@ def heat_kernel_attention(
     score = score.masked_fill(~heard, torch.finfo(score.dtype).min)
     weights = score.softmax(dim=-1).masked_fill(~heard, 0.0)
     return F.dropout(weights, dropout_p) @ value
+
+
+def _direction(x: Tensor) -> Tensor:
+    """x / ‖x‖, and 0 with a gradient of 0 where x is all but 0."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm.masked_fill(norm < max(1e-12, torch.finfo(x.dtype).tiny), math.inf)
 
 
 def attention_diffusion(
