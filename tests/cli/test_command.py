@@ -225,6 +225,41 @@ def test_a_damaged_model_ends_with_1(run_folder, diffmix, tmp_path):
     one_line(error, "config.json")
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "[]"),
+        ("config.json", "null"),
+        ("config.json", '{"architectures": 5}'),
+        ("config.json", '{"architectures": "DiffmixForSequenceClassification"}'),
+        ("environment.json", "{"),
+        ("environment.json", "[]"),
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", None),
+        ("tokenizer_config.json", "{"),
+        ("tokenizer_config.json", None),
+        ("data.json", "[]"),
+        ("data.json", '{"data": 5}'),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(run_folder, diffmix, tmp_path, file, content):
+    folder = shutil.copytree(run_folder, tmp_path / "copy")
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    code, _, error = diffmix("evaluate", folder)
+    assert code == 1
+    one_line(error, file, "is damaged", "train the model again")
+
+
+def test_damaged_metrics_of_a_finished_run_are_named(run_folder, names_csv, diffmix, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "copy")
+    (folder / "metrics.json").write_text("{")
+    code, _, error = diffmix("train", "text_file", "--data", names_csv, "--output", folder, *SETS, "--resume")
+    assert code == 1
+    one_line(error, "metrics.json is damaged")
+
+
 @pytest.mark.parametrize("content", [b"[1, 2]", b"task: [", b"\xff\xfe", b""])
 def test_a_damaged_recipe_is_named(run_folder, diffmix, tmp_path, content):
     folder = shutil.copytree(run_folder, tmp_path / "copy")

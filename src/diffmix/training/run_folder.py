@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from diffmix.errors import RequestError
+from diffmix.errors import RequestError, RunError
 from diffmix.evaluation import classification_metrics, confusion_matrix, reliability
 from diffmix.tasks import TaskData
 from diffmix.tasks.language import LanguageData
@@ -55,11 +55,17 @@ def release_folder(folder: Path) -> None:
 
 
 def recorded_data(folder: Path) -> str | None:
-    """The `--data` that a run was started with."""
-    try:
-        return json.loads((folder / "data.json").read_text(encoding="utf-8"))["data"]
-    except (OSError, ValueError, KeyError):
-        return None
+    """The `--data` that a run was started with. Raises RunError where data.json is damaged."""
+    return _started_with(folder).get("data")
+
+
+def _started_with(folder: Path) -> dict[str, Any]:
+    """What data.json keeps of the request that started a run; empty for a model from elsewhere."""
+    file = folder / "data.json"
+    kept = read_json(file) if file.is_file() else {}
+    if not isinstance(kept.get("data"), str | None):
+        raise damaged(file, "its data is no path")
+    return kept
 
 
 def _path(data: Path | str | None) -> str | None:
@@ -85,6 +91,22 @@ def _check_same(folder: Path, recipe: Recipe, data: Path | str | None) -> None:
             f"--resume: {folder} holds a run on {recorded_data(folder)}, the request has {_path(data)}: "
             "give the data it was started with, or another folder with --output"
         )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run. Raises RunError where it holds anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise damaged(path, "it holds no JSON object")
+    return content
+
+
+def damaged(path: Path, what: str) -> RunError:
+    """The error of a file, or a folder, of a run that is not as it was written."""
+    return RunError(f"{path} is damaged ({what}): put the run's own back, or train the model again")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from diffmix.training.language import check_classifier_recipe, check_language_re
 from diffmix.training.phases import Run
 from diffmix.training.prediction import trained_attention
 from diffmix.training.recipe import Recipe
-from diffmix.training.run_folder import claim_folder, recorded_data, release_folder, write_json
+from diffmix.training.run_folder import claim_folder, read_json, recorded_data, release_folder, write_json
 from diffmix.training.self_training import TAUGHT, label_texts, unlabelled_texts, with_taught_labels
 
 
@@ -179,7 +178,7 @@ def _with_attention_of_start(recipe: Recipe) -> Recipe:
 
 def _finished(folder: Path, notice: Notice) -> dict[str, Any]:
     notice(f"{folder} is finished: nothing to do")
-    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return read_json(folder / "metrics.json")
 
 
 def _pretrain(recipe: Recipe, data: Path | str | None, folder: Path, notice: Notice, baseline: int) -> Path:
