@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 from diffmix.cli import main as main_module
 from small_runs import SMALL
@@ -223,6 +224,27 @@ def test_a_damaged_model_ends_with_1(run_folder, diffmix, tmp_path):
     code, _, error = diffmix("evaluate", folder)
     assert code == 1
     one_line(error, "config.json")
+
+
+def test_weights_that_are_missing_are_not_drawn(run_folder, diffmix, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "copy")
+    file = folder / "model.safetensors"
+    kept = {key: weight for key, weight in load_file(file).items() if not key.startswith("classifier.")}
+    save_file(kept, file, {"format": "pt"})
+    for verb in (["predict", folder, "text"], ["evaluate", folder], ["calibrate", folder]):
+        code, _, error = diffmix(*verb)
+        assert code == 1
+        one_line(error, f"{folder} is damaged (its weights lack classifier.")
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_depth_that_the_weights_have_not_is_no_answer(run_folder, diffmix, tmp_path, layers):
+    folder = shutil.copytree(run_folder, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    code, _, error = diffmix("predict", folder, "text")
+    assert code == 1
+    one_line(error, "its weights", "layers.")
 
 
 @pytest.mark.parametrize(

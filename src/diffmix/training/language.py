@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, set_seed
 
 import diffmix.models as models
-from diffmix.errors import RequestError, RunError
+from diffmix.errors import RequestError
 from diffmix.evaluation.language import fit_text_temperature, language_metrics, score_text, total_nll
 from diffmix.evaluation.streaming import StreamingCalibration
 from diffmix.models.attention import attention_option
@@ -39,7 +38,7 @@ from diffmix.training.distributed import is_first_process
 from diffmix.training.gguf import load_gguf
 from diffmix.training.hardware import resolve_device, resolve_dtype
 from diffmix.training.phases import Run
-from diffmix.training.prediction import quiet_transformers, read_config, recorded_dtype, trained_attention
+from diffmix.training.prediction import load_whole, quiet_transformers, read_config, recorded_dtype, trained_attention
 from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import read_json, write_evaluation, write_json, write_run_files
 
@@ -299,8 +298,6 @@ def load_language_model(
         RequestError: no causal language model there, or no such attention.
         RunError: its files are damaged.
     """
-    from transformers import AutoConfig
-
     folder = Path(folder)
     quiet_transformers()
     chosen = attention_option(attention, "attention") or trained_attention(folder)
@@ -314,17 +311,8 @@ def load_language_model(
         raise RequestError(f"{folder} holds a {', '.join(architectures) or 'backbone'}: give a causal language model")
     device = resolve_device(device)
     dtype = recorded_dtype(folder, device) if dtype == "auto" else dtype
-    try:
-        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model: Any = with_attention(
-            lambda: AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True, **chosen),
-            chosen.get("attn_implementation"),
-        ).to(device)
-    except RequestError:
-        raise
-    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{folder} holds a damaged model ({reason}): train the model again") from None
+    model = load_whole(AutoModelForCausalLM, folder, chosen).to(device)
+    config = model.config
     pixels = getattr(config, "pixel_levels", None) is not None
     tokenizer = None if pixels else load_tokenizer(folder)
     if tokenizer is not None and len(tokenizer) > config.vocab_size:

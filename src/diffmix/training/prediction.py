@@ -6,7 +6,7 @@ n rows, C classes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,10 +163,9 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
             f"{folder} holds a {', '.join(architectures) or 'backbone without a head'}, which does not classify: give the "
             "folder of a classifier" + (", or continue a text with diffmix generate" if speaks else "")
         )
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     import diffmix.models as models
-    from diffmix.models.foreign_attention import with_attention
 
     quiet_transformers()
     device = resolve_device(device)
@@ -176,20 +175,8 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
         models.DiffmixForSequencePairClassification if reads_pairs else AutoModelForSequenceClassification
     )
     recipe = _recipe_keys(folder)
-    attention = trained_attention(folder)
-    hf_config: Any
-    model: Any
-    try:
-        hf_config = AutoConfig.from_pretrained(folder, local_files_only=True, **attention)
-        model = with_attention(
-            lambda: model_class.from_pretrained(folder, config=hf_config, local_files_only=True),
-            attention.get("attn_implementation"),
-        ).to(device)
-    except RequestError:
-        raise
-    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{folder} holds a damaged model ({reason}): train the model again") from None
+    model = load_whole(model_class, folder, trained_attention(folder)).to(device)
+    hf_config = model.config
     tokenizer = None
     if (folder / "tokenizer_config.json").is_file():
         tokenizer = load_tokenizer(folder)
@@ -205,6 +192,48 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
     label_names = tuple(str(hf_config.id2label[index]) for index in range(int(hf_config.num_labels or 0)))
     parse = parse_expression if recipe.get("task") in LISTOPS_TASKS else None
     return Classifier(model, tokenizer, label_names, max_length, resolve_dtype(dtype, device), reads_pairs, parse)
+
+
+def load_whole(kind: Any, folder: Path, attention: Mapping[str, str]) -> Any:
+    """The model of class `kind` in a folder, every weight of it from there. `attention`: an option of `from_pretrained`.
+
+    Raises RequestError where the model does not take that attention, RunError where files are damaged or weights are missing.
+    """
+    from transformers import AutoConfig
+
+    from diffmix.models.foreign_attention import with_attention
+
+    told: dict[str, Any] = {}
+
+    def make() -> Any:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        options = {"config": config, "local_files_only": True, "output_loading_info": True, **attention}
+        model, found = kind.from_pretrained(folder, **options)
+        told.update(found)
+        return model
+
+    try:
+        model = with_attention(make, attention.get("attn_implementation"))
+    except RequestError:
+        raise
+    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{folder} holds a damaged model ({reason}): train the model again") from None
+    ours = model.config.model_type == "diffmix"
+    lacking = sorted(key for key in told["missing_keys"] if ours or _answers(model, key))
+    left = sorted(told["unexpected_keys"]) if ours else []  # other families leave the heads of their pre-training
+    if lacking or left:
+        key = (lacking or left)[0]
+        raise damaged(
+            folder, f"its weights lack {key}" if lacking else f"its weights have {key}, which config.json has not"
+        )
+    return model
+
+
+def _answers(model: Any, key: str) -> bool:
+    """Whether a weight of another family's model is learned and has a part in its scores."""
+    unread = model.config.model_type == "big_bird" and ".pooler." in key
+    return not unread and key in {name for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], list[str]]:
