@@ -157,6 +157,19 @@ def test_evaluate_repeats_the_runs_test_metrics(run_folder, diffmix):
     assert f"{metrics['validation/accuracy']:.4f}" in out
 
 
+def test_data_that_changed_since_training_are_said(diffmix, names_csv, tmp_path):
+    file, folder = tmp_path / "own.csv", tmp_path / "run"
+    shutil.copy(names_csv, file)
+    assert diffmix("train", "text_file", "--data", file, "--output", folder, *SETS, "--set", "max_steps=1")[0] == 0
+    assert "has changed" not in diffmix("evaluate", folder)[2]
+    with file.open("a", encoding="utf-8") as opened:
+        opened.write("".join(f"Insel {number},de\n" for number in range(20)))
+    for verb in (["evaluate", folder], ["evaluate", folder, "--data", file], ["calibrate", folder]):
+        code, _, error = diffmix(*verb)
+        assert code == 0
+        assert f"{file} has changed since this model was trained on it" in error
+
+
 def test_evaluate_on_other_data_needs_known_labels(run_folder, diffmix, tmp_path):
     file = tmp_path / "other.csv"
     file.write_text("text,label\n" + "".join(f"name {index},{'de' if index % 2 else 'xx'}\n" for index in range(40)))

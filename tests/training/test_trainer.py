@@ -3,6 +3,7 @@ import errno
 import itertools
 import json
 import re
+import shutil
 import types
 
 import numpy as np
@@ -227,6 +228,32 @@ def test_resuming_on_other_data_is_refused(interrupted, tmp_path):
     recipe, folder, _ = interrupted
     with pytest.raises(RequestError, match="the data it was started with"):
         train(recipe, write_names(tmp_path / "other.csv"), folder, resume=True)
+
+
+def test_resuming_on_data_that_changed_is_refused(interrupted, names_csv):
+    recipe, folder, _ = interrupted
+    before = names_csv.read_bytes()
+    try:
+        names_csv.write_bytes(before + "Färöer,de\n".encode())
+        for data in (names_csv, None):
+            with pytest.raises(RequestError, match=rf"{names_csv.name} has changed since the run in .* put it back"):
+                train(recipe, data, folder, resume=True)
+    finally:
+        names_csv.write_bytes(before)
+    (folder / "data.json").write_text(json.dumps({"data": str(names_csv)}))  # as earlier versions wrote it
+    assert train(recipe, None, folder, resume=True)["test/n"] > 0
+
+
+def test_of_a_folder_of_data_the_files_of_its_splits_are_remembered(names_csv, tmp_path):
+    data, folder = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    shutil.copy(names_csv, data / "train.csv")
+    metrics = train(small("max_steps=1"), data, folder)
+    (data / "notes.csv").write_text("mine")
+    assert train(small("max_steps=1"), data, folder, resume=True) == metrics
+    shutil.copy(names_csv, data / "test.csv")
+    with pytest.raises(RequestError, match=r"test\.csv has changed"):
+        train(small("max_steps=1"), data, folder, resume=True)
 
 
 def test_a_folder_in_use_is_refused_and_left_alone(interrupted, finished, names_csv, tmp_path):

@@ -83,7 +83,7 @@ def task_data(model: Path, task: str | None, data: Path | None) -> Any:
     from diffmix.tasks.language import LANGUAGE_TASKS, load_language
     from diffmix.training.building import recipe_data
     from diffmix.training.recipe import load_recipe
-    from diffmix.training.run_folder import recorded_data
+    from diffmix.training.run_folder import changed_data, recorded_data
 
     notices: dict[str, Any] = {"on_notice": lambda line: typer.echo(line, err=True)}
     recipe = load_recipe(model / "recipe.yaml") if (model / "recipe.yaml").is_file() else None
@@ -94,9 +94,17 @@ def task_data(model: Path, task: str | None, data: Path | None) -> Any:
     own = recipe is not None and task in (None, recipe.task)
     name = recipe.task if recipe is not None and own else task
     assert name is not None
-    if own and data is None:
-        recorded = recorded_data(model)
-        data = None if recorded is None else Path(recorded)
+    recorded = recorded_data(model) if own else None
+    if data is None and recorded is not None:
+        data = Path(recorded)
+    if data is not None and str(data.resolve()) == recorded:
+        changed = changed_data(model, name)
+        if changed is not None:
+            typer.echo(
+                f"{changed} has changed since this model was trained on it: rows that are cut from it are others now, and "
+                "some that are measured may have been trained on",
+                err=True,
+            )
     if name in LANGUAGE_TASKS:
         as_trained = {}
         if recipe is not None and own:

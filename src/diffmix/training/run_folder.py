@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,8 +16,9 @@ import yaml
 from diffmix.errors import RequestError, RunError
 from diffmix.evaluation import classification_metrics, confusion_matrix, reliability
 from diffmix.tasks import TaskData
-from diffmix.tasks.language import LanguageData
+from diffmix.tasks.language import LanguageData, plain_text_files
 from diffmix.tasks.pixels import PixelImages
+from diffmix.tasks.sources import SPLIT_NAMES, split_files
 from diffmix.training.checkpoints import write_atomically
 from diffmix.training.recipe import Recipe, recipe_from_mapping
 
@@ -26,7 +29,7 @@ def claim_folder(folder: Path, recipe: Recipe, data: Path | str | None, *, resum
     """Take a folder for a run: the run's state there, with `recipe.yaml` and `data.json` written for a new one.
 
     Raises RequestError, and changes nothing, where the folder holds anything else, or another run, or a run of another
-    recipe or other data, or a run while `resume` is not given.
+    recipe or other data, or of data that have changed since, or a run while `resume` is not given.
     """
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"output {folder} is a file: give a folder with --output")
@@ -37,7 +40,8 @@ def claim_folder(folder: Path, recipe: Recipe, data: Path | str | None, *, resum
         if resume:
             raise RequestError(f"nothing to resume in {folder}: drop --resume, or give the run's folder with --output")
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "data.json", json.dumps({"data": _path(data)}))
+        started_with = {"data": _path(data), "files": _fingerprints(_path(data), recipe.task)}
+        write_atomically(folder / "data.json", json.dumps(started_with))
         write_atomically(folder / "recipe.yaml", recipe.to_yaml())
         return "new"
     if not ours:
@@ -68,6 +72,34 @@ def _started_with(folder: Path) -> dict[str, Any]:
     return kept
 
 
+def changed_data(folder: Path, task: str) -> Path | None:
+    """A file of a run's `--data` that is no longer what it was when the run was started; None: all are, or were not recorded."""
+    kept = _started_with(folder)
+    before, data = kept.get("files"), kept.get("data")
+    if not isinstance(before, dict) or data is None or not Path(data).exists():
+        return None
+    now = _fingerprints(data, task)
+    return next((Path(data) / name for name in {**before, **now} if before.get(name) != now.get(name)), None)
+
+
+def _fingerprints(data: str | None, task: str) -> dict[str, str]:
+    """Size and checksum of the files of `task` that `data` is, or that lie in it: of tables and of plain text."""
+    if data is None:
+        return {}
+    root = Path(data)
+    files = [root]
+    if root.is_dir():
+        files = [file for place in (root / task, root) for split in SPLIT_NAMES for file in split_files(place, split)]
+        files += plain_text_files(root) if task == "plain_text" else []
+    found = {}
+    for file in files:
+        with contextlib.suppress(OSError):  # what cannot be read is refused, with its reason, where it is read
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            found[str(file.relative_to(root))] = f"{file.stat().st_size} {digest}"
+    return found
+
+
 def _path(data: Path | str | None) -> str | None:
     return None if data is None else str(Path(data).resolve())
 
@@ -90,6 +122,12 @@ def _check_same(folder: Path, recipe: Recipe, data: Path | str | None) -> None:
         raise RequestError(
             f"--resume: {folder} holds a run on {recorded_data(folder)}, the request has {_path(data)}: "
             "give the data it was started with, or another folder with --output"
+        )
+    changed = changed_data(folder, recipe.task)
+    if changed is not None:
+        raise RequestError(
+            f"--resume: {changed} has changed since the run in {folder} was started: put it back as it was, or give another "
+            "folder with --output"
         )
 
 
