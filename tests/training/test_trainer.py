@@ -414,6 +414,23 @@ def test_seeds_give_their_mean_and_interval(names_csv, tmp_path):
     assert again == summary
 
 
+def test_other_seeds_are_another_run(interrupted, names_csv, tmp_path):
+    quiet = {"data": names_csv, "resume": True, "notice": lambda _: None}
+    recipe, single, _ = interrupted
+    with pytest.raises(RequestError, match=r"holds a run without --seeds, the request is one with --seeds 2"):
+        trainer.train_seeds(recipe, 2, output=single, **quiet)
+    folder = tmp_path / "seeds"
+    trainer.train_seeds(small("max_steps=1"), 1, **{**quiet, "resume": False}, output=folder)
+    with pytest.raises(
+        RequestError, match=r"with --seeds 1, the request is one with --seeds 2: repeat it with --seeds 1"
+    ):
+        trainer.train_seeds(small("max_steps=1"), 2, output=folder, **quiet)
+    (folder / "metrics.json").unlink()
+    with pytest.raises(RequestError, match=r"with --seeds 1, the request is one without --seeds"):
+        train(small("max_steps=1"), names_csv, folder, resume=True)
+    assert not (folder / "model.safetensors").exists()
+
+
 def test_pairs_of_texts(pairs_csv, tmp_path):
     recipe = small("pair_column=other", "label_column=label", "text_column=text")
     metrics = train(recipe, pairs_csv, tmp_path / "run")

@@ -25,11 +25,14 @@ from diffmix.training.recipe import Recipe, recipe_from_mapping
 State = Literal["new", "unfinished", "finished"]
 
 
-def claim_folder(folder: Path, recipe: Recipe, data: Path | str | None, *, resume: bool) -> State:
+def claim_folder(
+    folder: Path, recipe: Recipe, data: Path | str | None, *, resume: bool, seeds: int | None = None
+) -> State:
     """Take a folder for a run: the run's state there, with `recipe.yaml` and `data.json` written for a new one.
 
     Raises RequestError, and changes nothing, where the folder holds anything else, or another run, or a run of another
-    recipe or other data, or of data that have changed since, or a run while `resume` is not given.
+    recipe, other `seeds` (None: a run of one) or other data, or of data that have changed since, or a run while `resume` is
+    not given.
     """
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"output {folder} is a file: give a folder with --output")
@@ -40,7 +43,7 @@ def claim_folder(folder: Path, recipe: Recipe, data: Path | str | None, *, resum
         if resume:
             raise RequestError(f"nothing to resume in {folder}: drop --resume, or give the run's folder with --output")
         folder.mkdir(parents=True, exist_ok=True)
-        started_with = {"data": _path(data), "files": _fingerprints(_path(data), recipe.task)}
+        started_with = {"data": _path(data), "seeds": seeds, "files": _fingerprints(_path(data), recipe.task)}
         write_atomically(folder / "data.json", json.dumps(started_with))
         write_atomically(folder / "recipe.yaml", recipe.to_yaml())
         return "new"
@@ -49,7 +52,7 @@ def claim_folder(folder: Path, recipe: Recipe, data: Path | str | None, *, resum
     if not resume:
         holds, mend = ("a finished run", "") if finished else ("an unfinished run", "add --resume to continue it, or ")
         raise RequestError(f"output {folder} holds {holds}: {mend}give another folder with --output")
-    _check_same(folder, recipe, data)
+    _check_same(folder, recipe, data, seeds)
     return "finished" if finished else "unfinished"
 
 
@@ -104,7 +107,7 @@ def _path(data: Path | str | None) -> str | None:
     return None if data is None else str(Path(data).resolve())
 
 
-def _check_same(folder: Path, recipe: Recipe, data: Path | str | None) -> None:
+def _check_same(folder: Path, recipe: Recipe, data: Path | str | None, seeds: int | None) -> None:
     file = folder / "recipe.yaml"
     try:
         recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -118,6 +121,13 @@ def _check_same(folder: Path, recipe: Recipe, data: Path | str | None) -> None:
                 f"--resume: {folder} holds a run with {key}={before.get(key)!r}, the request has {key}={now.get(key)!r}: "
                 "give the recipe it was started with, or another folder with --output"
             )
+    kept = _started_with(folder).get("seeds", seeds)  # earlier versions did not keep it
+    if kept != seeds:
+        had, has = ("without --seeds" if number is None else f"with --seeds {number}" for number in (kept, seeds))
+        raise RequestError(
+            f"--resume: {folder} holds a run {had}, the request is one {has}: repeat it {had}, or give another folder with "
+            "--output"
+        )
     if data is not None and _path(data) != recorded_data(folder):
         raise RequestError(
             f"--resume: {folder} holds a run on {recorded_data(folder)}, the request has {_path(data)}: "

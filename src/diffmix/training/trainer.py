@@ -69,7 +69,7 @@ def train_seeds(
     output, baseline = Path(output), resident_memory()
     if recipe.model != "tfidf":
         join_processes(resolve_device(recipe.device))
-    state = on_first_process(lambda: claim_folder(output, recipe, data, resume=resume))
+    state = on_first_process(lambda: claim_folder(output, recipe, data, resume=resume, seeds=seeds))
     if state == "finished":
         return _finished(output, notice)
     data = recorded_data(output)
