@@ -143,6 +143,10 @@ def test_seeds(names_csv, diffmix, tmp_path):
     assert code == 0
     assert " to " in out  # intervals over the seeds
     assert {path.name for path in (tmp_path / "runs").iterdir()} >= {"seed-0", "seed-1", "metrics.json"}
+    for verb in (["evaluate"], ["predict"], ["calibrate"]):
+        code, _, error = diffmix(*verb, tmp_path / "runs", *(["text"] if verb == ["predict"] else []))
+        assert code == 2
+        one_line(error, "holds no trained model", f"give {tmp_path / 'runs/seed-0'}")
 
 
 def test_evaluate_repeats_the_runs_test_metrics(run_folder, diffmix):

@@ -243,10 +243,11 @@ def read_config(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """
     file = folder / "config.json"
     if not file.is_file():
-        unfinished = (folder / "recipe.yaml").is_file()
-        mend = (
-            "its run is not finished: continue it with --resume" if unfinished else "give the folder of a finished run"
-        )
+        mend = "give the folder of a finished run"
+        if (folder / "seed-0" / "config.json").is_file():
+            mend = f"it holds a model a seed: give {folder / 'seed-0'}"
+        elif (folder / "recipe.yaml").is_file():
+            mend = "its run is not finished: continue it with --resume"
         raise RequestError(f"{folder} holds no trained model (no config.json); {mend}")
     config = read_json(file)
     architectures = config.get("architectures") or []
