@@ -161,6 +161,24 @@ def test_evaluate_repeats_the_runs_test_metrics(run_folder, diffmix):
     assert f"{metrics['validation/accuracy']:.4f}" in out
 
 
+def test_evaluate_measures_a_whole_file_of_others(run_folder, names_csv, diffmix, tmp_path):
+    lines = names_csv.read_text().splitlines()
+    russian = [line for line in lines[1:] if line.endswith(",ru")]
+    file = tmp_path / "others.csv"
+    file.write_text("\n".join([lines[0], *russian, ""]))
+    code, out, _ = diffmix("evaluate", run_folder, "--data", file, "--json")
+    assert code == 0
+    measured = json.loads(out)
+    assert measured["test/n"] == len(russian)
+    predicted = [line.split("\t")[0] for line in diffmix("predict", run_folder, "--input", file)[1].splitlines()]
+    assert measured["test/accuracy"] == pytest.approx(predicted.count("ru") / len(russian))
+    moved = shutil.copy(names_csv, tmp_path / "moved.csv")  # which the run was trained on
+    code, out, _ = diffmix("evaluate", run_folder, "--data", moved, "--json")
+    assert json.loads(out)["test/n"] == json.loads((run_folder / "metrics.json").read_text())["test/n"]
+    code, out, _ = diffmix("calibrate", run_folder, "--data", file, "--output", tmp_path / "out", "--json")
+    assert json.loads(out)["before/n"] == len(russian)
+
+
 def test_data_that_changed_since_training_are_said(diffmix, names_csv, tmp_path):
     file, folder = tmp_path / "own.csv", tmp_path / "run"
     shutil.copy(names_csv, file)

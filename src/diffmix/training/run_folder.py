@@ -75,6 +75,12 @@ def _started_with(folder: Path) -> dict[str, Any]:
     return kept
 
 
+def was_trained_on(folder: Path, data: Path, task: str) -> bool:
+    """Whether a run was started with `data`, also where that lies elsewhere now."""
+    kept, path = _started_with(folder), _path(data)
+    return kept.get("data") == path or (bool(kept.get("files")) and kept["files"] == _fingerprints(path, task))
+
+
 def changed_data(folder: Path, task: str) -> Path | None:
     """A file of a run's `--data` that is no longer what it was when the run was started; None: all are, or were not recorded."""
     kept = _started_with(folder)
