@@ -256,6 +256,23 @@ def test_of_a_folder_of_data_the_files_of_its_splits_are_remembered(names_csv, t
         train(small("max_steps=1"), data, folder, resume=True)
 
 
+def test_a_run_that_is_being_trained_is_not_joined(names_csv, tmp_path, monkeypatch):
+    recipe, folder = small("max_steps=2"), tmp_path / "run"
+    original, refusals = callbacks.RunRecorder.on_evaluate, []
+
+    def join(self, *args, **kwargs):
+        with pytest.raises(RequestError, match="is being trained by another process") as caught:
+            train(recipe, names_csv, folder, resume=True)
+        refusals.append(caught)
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.RunRecorder, "on_evaluate", join)
+        metrics = train(recipe, names_csv, folder)
+    assert refusals
+    assert train(recipe, names_csv, folder, resume=True) == metrics
+
+
 def test_a_folder_in_use_is_refused_and_left_alone(interrupted, finished, names_csv, tmp_path):
     recipe, unfinished, _ = interrupted
     foreign = tmp_path / "foreign"

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,11 @@ from diffmix.tasks.pixels import PixelImages
 from diffmix.tasks.sources import SPLIT_NAMES, split_files
 from diffmix.training.checkpoints import write_atomically
 from diffmix.training.recipe import Recipe, recipe_from_mapping
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: nobody guards against two processes in one folder there
+    fcntl = None
 
 State = Literal["new", "unfinished", "finished"]
 
@@ -54,6 +59,23 @@ def claim_folder(
         raise RequestError(f"output {folder} holds {holds}: {mend}give another folder with --output")
     _check_same(folder, recipe, data, seeds)
     return "finished" if finished else "unfinished"
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from training a claimed run meanwhile. Raises RequestError where one does."""
+    with contextlib.ExitStack() as held:
+        if fcntl is not None:
+            try:
+                # Its recipe is locked, which is never replaced; the system releases it however the process ends.
+                fcntl.flock(held.enter_context((folder / "recipe.yaml").open("r+b")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RequestError(
+                    f"{folder} is being trained by another process: wait for it to end, or give another folder with --output"
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+        yield
 
 
 def release_folder(folder: Path) -> None:
