@@ -330,6 +330,16 @@ def test_resuming_a_finished_run_changes_nothing(finished, names_csv):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+def test_killed_while_it_removes_its_checkpoints_a_run_leaves_none_when_resumed(interrupted, names_csv, monkeypatch):
+    recipe, folder, _ = interrupted
+    with monkeypatch.context() as patch:
+        patch.setattr(phases.shutil, "rmtree", lambda *_, **__: None)
+        metrics = train(recipe, names_csv, folder, resume=True)
+    assert (folder / "checkpoints").is_dir()
+    assert train(recipe, names_csv, folder, resume=True) == metrics
+    assert not (folder / "checkpoints").exists()
+
+
 def test_a_loss_that_is_not_finite_names_step_and_mend(names_csv, tmp_path, monkeypatch):
     original = phases.classification_loss
     calls = []

@@ -33,7 +33,8 @@ State = Literal["new", "unfinished", "finished"]
 def claim_folder(
     folder: Path, recipe: Recipe, data: Path | str | None, *, resume: bool, seeds: int | None = None
 ) -> State:
-    """Take a folder for a run: the run's state there, with `recipe.yaml` and `data.json` written for a new one.
+    """Take a folder for a run: the run's state there, with `recipe.yaml` and `data.json` written for a new one, and what
+    is left of a finished one's checkpoints removed.
 
     Raises RequestError, and changes nothing, where the folder holds anything else, or another run, or a run of another
     recipe, other `seeds` (None: a run of one) or other data, or of data that have changed since, or a run while `resume` is
@@ -41,14 +42,16 @@ def claim_folder(
     """
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"output {folder} is a file: give a folder with --output")
-    occupied = folder.is_dir() and any(folder.iterdir())
+    occupied, started_with = _occupied(folder), {}
+    if not occupied and not resume:
+        started_with = {"data": _path(data), "seeds": seeds, "files": _fingerprints(_path(data), recipe.task)}
+        occupied = _occupied(folder)  # another process may have taken it while large data were read
     ours = (folder / "recipe.yaml").is_file()
     finished = ours and (folder / "metrics.json").is_file()
     if not occupied:
         if resume:
             raise RequestError(f"nothing to resume in {folder}: drop --resume, or give the run's folder with --output")
         folder.mkdir(parents=True, exist_ok=True)
-        started_with = {"data": _path(data), "seeds": seeds, "files": _fingerprints(_path(data), recipe.task)}
         write_atomically(folder / "data.json", json.dumps(started_with))
         write_atomically(folder / "recipe.yaml", recipe.to_yaml())
         return "new"
@@ -58,7 +61,13 @@ def claim_folder(
         holds, mend = ("a finished run", "") if finished else ("an unfinished run", "add --resume to continue it, or ")
         raise RequestError(f"output {folder} holds {holds}: {mend}give another folder with --output")
     _check_same(folder, recipe, data, seeds)
+    if finished:  # it may have been killed before it had removed them
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return "finished" if finished else "unfinished"
+
+
+def _occupied(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 @contextlib.contextmanager
