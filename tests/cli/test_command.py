@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 from diffmix.cli import main as main_module
 from small_runs import SMALL
@@ -142,6 +143,10 @@ def test_seeds(names_csv, diffmix, tmp_path):
     assert code == 0
     assert " to " in out  # intervals over the seeds
     assert {path.name for path in (tmp_path / "runs").iterdir()} >= {"seed-0", "seed-1", "metrics.json"}
+    for verb in (["evaluate"], ["predict"], ["calibrate"]):
+        code, _, error = diffmix(*verb, tmp_path / "runs", *(["text"] if verb == ["predict"] else []))
+        assert code == 2
+        one_line(error, "holds no trained model", f"give {tmp_path / 'runs/seed-0'}")
 
 
 def test_evaluate_repeats_the_runs_test_metrics(run_folder, diffmix):
@@ -154,6 +159,37 @@ def test_evaluate_repeats_the_runs_test_metrics(run_folder, diffmix):
     code, out, _ = diffmix("evaluate", run_folder, "--split", "validation")
     assert code == 0
     assert f"{metrics['validation/accuracy']:.4f}" in out
+
+
+def test_evaluate_measures_a_whole_file_of_others(run_folder, names_csv, diffmix, tmp_path):
+    lines = names_csv.read_text().splitlines()
+    russian = [line for line in lines[1:] if line.endswith(",ru")]
+    file = tmp_path / "others.csv"
+    file.write_text("\n".join([lines[0], *russian, ""]))
+    code, out, _ = diffmix("evaluate", run_folder, "--data", file, "--json")
+    assert code == 0
+    measured = json.loads(out)
+    assert measured["test/n"] == len(russian)
+    predicted = [line.split("\t")[0] for line in diffmix("predict", run_folder, "--input", file)[1].splitlines()]
+    assert measured["test/accuracy"] == pytest.approx(predicted.count("ru") / len(russian))
+    moved = shutil.copy(names_csv, tmp_path / "moved.csv")  # which the run was trained on
+    code, out, _ = diffmix("evaluate", run_folder, "--data", moved, "--json")
+    assert json.loads(out)["test/n"] == json.loads((run_folder / "metrics.json").read_text())["test/n"]
+    code, out, _ = diffmix("calibrate", run_folder, "--data", file, "--output", tmp_path / "out", "--json")
+    assert json.loads(out)["before/n"] == len(russian)
+
+
+def test_data_that_changed_since_training_are_said(diffmix, names_csv, tmp_path):
+    file, folder = tmp_path / "own.csv", tmp_path / "run"
+    shutil.copy(names_csv, file)
+    assert diffmix("train", "text_file", "--data", file, "--output", folder, *SETS, "--set", "max_steps=1")[0] == 0
+    assert "has changed" not in diffmix("evaluate", folder)[2]
+    with file.open("a", encoding="utf-8") as opened:
+        opened.write("".join(f"Insel {number},de\n" for number in range(20)))
+    for verb in (["evaluate", folder], ["evaluate", folder, "--data", file], ["calibrate", folder]):
+        code, _, error = diffmix(*verb)
+        assert code == 0
+        assert f"{file} has changed since this model was trained on it" in error
 
 
 def test_evaluate_on_other_data_needs_known_labels(run_folder, diffmix, tmp_path):
@@ -223,6 +259,62 @@ def test_a_damaged_model_ends_with_1(run_folder, diffmix, tmp_path):
     code, _, error = diffmix("evaluate", folder)
     assert code == 1
     one_line(error, "config.json")
+
+
+def test_weights_that_are_missing_are_not_drawn(run_folder, diffmix, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "copy")
+    file = folder / "model.safetensors"
+    kept = {key: weight for key, weight in load_file(file).items() if not key.startswith("classifier.")}
+    save_file(kept, file, {"format": "pt"})
+    for verb in (["predict", folder, "text"], ["evaluate", folder], ["calibrate", folder]):
+        code, _, error = diffmix(*verb)
+        assert code == 1
+        one_line(error, f"{folder} is damaged (its weights lack classifier.")
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_depth_that_the_weights_have_not_is_no_answer(run_folder, diffmix, tmp_path, layers):
+    folder = shutil.copytree(run_folder, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    code, _, error = diffmix("predict", folder, "text")
+    assert code == 1
+    one_line(error, "its weights", "layers.")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "[]"),
+        ("config.json", "null"),
+        ("config.json", '{"architectures": 5}'),
+        ("config.json", '{"architectures": "DiffmixForSequenceClassification"}'),
+        ("environment.json", "{"),
+        ("environment.json", "[]"),
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", None),
+        ("tokenizer_config.json", "{"),
+        ("tokenizer_config.json", None),
+        ("data.json", "[]"),
+        ("data.json", '{"data": 5}'),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(run_folder, diffmix, tmp_path, file, content):
+    folder = shutil.copytree(run_folder, tmp_path / "copy")
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    code, _, error = diffmix("evaluate", folder)
+    assert code == 1
+    one_line(error, file, "is damaged", "train the model again")
+
+
+def test_damaged_metrics_of_a_finished_run_are_named(run_folder, names_csv, diffmix, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "copy")
+    (folder / "metrics.json").write_text("{")
+    code, _, error = diffmix("train", "text_file", "--data", names_csv, "--output", folder, *SETS, "--resume")
+    assert code == 1
+    one_line(error, "metrics.json is damaged")
 
 
 @pytest.mark.parametrize("content", [b"[1, 2]", b"task: [", b"\xff\xfe", b""])

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,16 @@ def test_evaluate_measures_a_language_model(diffmix, run):
     code, out, _ = diffmix("evaluate", run, "--split", "validation")
     assert code == 0
     assert "validation/perplexity" in out
+
+
+def test_weights_that_are_missing_are_not_drawn(diffmix, run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    for verb in (["generate", folder, "--prompt", "a"], ["evaluate", folder]):
+        code, _, error = diffmix(*verb)
+        assert code == 1
+        assert f"error: {folder} is damaged (its weights lack model.layers.2." in error
 
 
 def test_a_language_model_does_not_classify(diffmix, run):

@@ -3,6 +3,7 @@ import errno
 import itertools
 import json
 import re
+import shutil
 import types
 
 import numpy as np
@@ -229,6 +230,49 @@ def test_resuming_on_other_data_is_refused(interrupted, tmp_path):
         train(recipe, write_names(tmp_path / "other.csv"), folder, resume=True)
 
 
+def test_resuming_on_data_that_changed_is_refused(interrupted, names_csv):
+    recipe, folder, _ = interrupted
+    before = names_csv.read_bytes()
+    try:
+        names_csv.write_bytes(before + "Färöer,de\n".encode())
+        for data in (names_csv, None):
+            with pytest.raises(RequestError, match=rf"{names_csv.name} has changed since the run in .* put it back"):
+                train(recipe, data, folder, resume=True)
+    finally:
+        names_csv.write_bytes(before)
+    (folder / "data.json").write_text(json.dumps({"data": str(names_csv)}))  # as earlier versions wrote it
+    assert train(recipe, None, folder, resume=True)["test/n"] > 0
+
+
+def test_of_a_folder_of_data_the_files_of_its_splits_are_remembered(names_csv, tmp_path):
+    data, folder = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    shutil.copy(names_csv, data / "train.csv")
+    metrics = train(small("max_steps=1"), data, folder)
+    (data / "notes.csv").write_text("mine")
+    assert train(small("max_steps=1"), data, folder, resume=True) == metrics
+    shutil.copy(names_csv, data / "test.csv")
+    with pytest.raises(RequestError, match=r"test\.csv has changed"):
+        train(small("max_steps=1"), data, folder, resume=True)
+
+
+def test_a_run_that_is_being_trained_is_not_joined(names_csv, tmp_path, monkeypatch):
+    recipe, folder = small("max_steps=2"), tmp_path / "run"
+    original, refusals = callbacks.RunRecorder.on_evaluate, []
+
+    def join(self, *args, **kwargs):
+        with pytest.raises(RequestError, match="is being trained by another process") as caught:
+            train(recipe, names_csv, folder, resume=True)
+        refusals.append(caught)
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.RunRecorder, "on_evaluate", join)
+        metrics = train(recipe, names_csv, folder)
+    assert refusals
+    assert train(recipe, names_csv, folder, resume=True) == metrics
+
+
 def test_a_folder_in_use_is_refused_and_left_alone(interrupted, finished, names_csv, tmp_path):
     recipe, unfinished, _ = interrupted
     foreign = tmp_path / "foreign"
@@ -284,6 +328,16 @@ def test_resuming_a_finished_run_changes_nothing(finished, names_csv):
     recipe = small("epochs=6", "noise_std=0.05", "evaluations_per_epoch=2")
     assert train(recipe, names_csv, folder, resume=True) == metrics
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_killed_while_it_removes_its_checkpoints_a_run_leaves_none_when_resumed(interrupted, names_csv, monkeypatch):
+    recipe, folder, _ = interrupted
+    with monkeypatch.context() as patch:
+        patch.setattr(phases.shutil, "rmtree", lambda *_, **__: None)
+        metrics = train(recipe, names_csv, folder, resume=True)
+    assert (folder / "checkpoints").is_dir()
+    assert train(recipe, names_csv, folder, resume=True) == metrics
+    assert not (folder / "checkpoints").exists()
 
 
 def test_a_loss_that_is_not_finite_names_step_and_mend(names_csv, tmp_path, monkeypatch):
@@ -385,6 +439,23 @@ def test_seeds_give_their_mean_and_interval(names_csv, tmp_path):
         small("epochs=1"), 2, data=names_csv, output=tmp_path / "runs", resume=True, notice=lambda _: None
     )
     assert again == summary
+
+
+def test_other_seeds_are_another_run(interrupted, names_csv, tmp_path):
+    quiet = {"data": names_csv, "resume": True, "notice": lambda _: None}
+    recipe, single, _ = interrupted
+    with pytest.raises(RequestError, match=r"holds a run without --seeds, the request is one with --seeds 2"):
+        trainer.train_seeds(recipe, 2, output=single, **quiet)
+    folder = tmp_path / "seeds"
+    trainer.train_seeds(small("max_steps=1"), 1, **{**quiet, "resume": False}, output=folder)
+    with pytest.raises(
+        RequestError, match=r"with --seeds 1, the request is one with --seeds 2: repeat it with --seeds 1"
+    ):
+        trainer.train_seeds(small("max_steps=1"), 2, output=folder, **quiet)
+    (folder / "metrics.json").unlink()
+    with pytest.raises(RequestError, match=r"with --seeds 1, the request is one without --seeds"):
+        train(small("max_steps=1"), names_csv, folder, resume=True)
+    assert not (folder / "model.safetensors").exists()
 
 
 def test_pairs_of_texts(pairs_csv, tmp_path):

@@ -22,7 +22,10 @@ def calibrate(
     task: Annotated[str | None, typer.Option(help="A task; by default the one trained on.", show_default=False)] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="A folder of data sets, or a file; by default as in training.", show_default=False),
+        typer.Option(
+            help="A folder of data sets, or a file; by default as in training. Of a table of other texts, all rows are test.",
+            show_default=False,
+        ),
     ] = None,
     split: Annotated[Split, typer.Option(help="The split to measure: test or validation.")] = Split.test,
     temperature: Annotated[
@@ -83,7 +86,7 @@ def calibrate(
     defaults = {field: getattr(Choices(), field) for field in choices.__dataclass_fields__}
     result = measure(
         model,
-        task_data(model, task, data),
+        task_data(model, task, data, whole_files=split is Split.test and not temperature),
         folder,
         choices,
         command=command_line("calibrate", portable_path(model), options=options, defaults=defaults),

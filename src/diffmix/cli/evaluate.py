@@ -26,7 +26,10 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="A task; by default the one trained on.", show_default=False)] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="A folder of data sets, or a file; by default as in training.", show_default=False),
+        typer.Option(
+            help="A folder of data sets, or a file; by default as in training. Of a table of other texts, all rows are test.",
+            show_default=False,
+        ),
     ] = None,
     split: Annotated[Split, typer.Option(help="The split to measure.")] = Split.test,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -38,7 +41,7 @@ def evaluate(
     """
     from diffmix.tasks.language import LanguageData
 
-    loaded = task_data(model, task, data)
+    loaded = task_data(model, task, data, whole_files=split is Split.test)
     of = _language_metrics if isinstance(loaded, LanguageData) else _classification_metrics
     metrics = {f"{split.value}/{key}": value for key, value in of(model, loaded, split).items()}
     if as_json:
@@ -77,13 +80,18 @@ def _split(task: Any, split: Split) -> Any:
     return task.load_test() if split is Split.test else getattr(task, split.value)
 
 
-def task_data(model: Path, task: str | None, data: Path | None) -> Any:
-    """The data that the run was trained on, or another task's."""
+def task_data(model: Path, task: str | None, data: Path | None, *, whole_files: bool = False) -> Any:
+    """The data that the run was trained on, or another task's.
+
+    whole_files: of a file of texts that the run was not trained on, all rows are test, and there is no other split.
+    """
     from diffmix.tasks import load_task
     from diffmix.tasks.language import LANGUAGE_TASKS, load_language
+    from diffmix.tasks.rows import Columns
+    from diffmix.tasks.text_file import whole_file
     from diffmix.training.building import recipe_data
     from diffmix.training.recipe import load_recipe
-    from diffmix.training.run_folder import recorded_data
+    from diffmix.training.run_folder import changed_data, recorded_data, was_trained_on
 
     notices: dict[str, Any] = {"on_notice": lambda line: typer.echo(line, err=True)}
     recipe = load_recipe(model / "recipe.yaml") if (model / "recipe.yaml").is_file() else None
@@ -91,17 +99,30 @@ def task_data(model: Path, task: str | None, data: Path | None) -> Any:
         raise RequestError(f"{model} holds no trained model (no config.json): give the folder of a finished run")
     if recipe is None and task is None:
         raise RequestError(f"{model} has no recipe.yaml that names its task: give --task")
-    own = recipe is not None and task in (None, recipe.task)
-    name = recipe.task if recipe is not None and own else task
+    own = recipe if recipe is not None and task in (None, recipe.task) else None
+    name = task if own is None else own.task
     assert name is not None
-    if own and data is None:
-        recorded = recorded_data(model)
-        data = None if recorded is None else Path(recorded)
+    recorded = None if own is None else recorded_data(model)
+    if data is None and recorded is not None:
+        data = Path(recorded)
+    elsewhere = data is not None and (own is None or not was_trained_on(model, data, name))
+    changed = None if own is None or elsewhere else changed_data(model, name)
+    if changed is not None:
+        typer.echo(
+            f"{changed} has changed since this model was trained on it: rows that are cut from it are others now, and "
+            "some that are measured may have been trained on",
+            err=True,
+        )
+    if whole_files and name == "text_file" and data is not None and elsewhere and data.is_file():
+        columns = Columns() if own is None else Columns(own.text_column, own.label_column, own.pair_column)
+        whole = whole_file(data, columns, **notices)
+        if whole is not None:
+            return whole
     if name in LANGUAGE_TASKS:
         as_trained = {}
-        if recipe is not None and own:
-            as_trained = {"validation_fraction": recipe.validation_fraction, "limit": recipe.limit}
+        if own is not None:
+            as_trained = {"validation_fraction": own.validation_fraction, "limit": own.limit}
         return load_language(name, data=data, **as_trained, **notices)
-    if recipe is None or not own:
+    if own is None:
         return load_task(name, data=data, **notices)
-    return recipe_data(recipe, data, **notices)
+    return recipe_data(own, data, **notices)

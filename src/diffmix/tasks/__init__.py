@@ -11,14 +11,19 @@ from diffmix.tasks.data_sets import DATA_SETS, load_data_set
 from diffmix.tasks.distant_symbol import is_distant_symbol, load_distant_symbol
 from diffmix.tasks.examples import Examples, StreamedExamples, TaskData
 from diffmix.tasks.images import IMAGE_SETS, IMAGE_TASKS, load_images
-from diffmix.tasks.long_range_arena import LRA_TASKS, load_long_range_arena
+from diffmix.tasks.long_range_arena import GENERATED_TASKS, LRA_TASKS, load_long_range_arena
 from diffmix.tasks.rows import Columns
 from diffmix.tasks.splits import Cut
 from diffmix.tasks.text_file import load_text_file
 
 TASKS = (*DATA_SETS, "text_file", *IMAGE_TASKS, "language_id", *LRA_TASKS)
 
-__all__ = ["TASKS", "Examples", "StreamedExamples", "TaskData", "load_task"]
+__all__ = ["TASKS", "Examples", "StreamedExamples", "TaskData", "load_task", "reads_ids"]
+
+
+def reads_ids(name: str) -> bool:
+    """Whether the rows of a task are pixels or symbols, which no tokenizer reads."""
+    return name in (*IMAGE_TASKS, *GENERATED_TASKS, "lra_image") or is_distant_symbol(name)
 
 
 def load_task(

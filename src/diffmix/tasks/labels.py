@@ -5,7 +5,7 @@ n: rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +35,15 @@ def label_names(counts: dict[str, int], path: Path) -> tuple[str, ...]:
             f"{path}: no label occurs twice ({len(counts)} labels in as many rows); is the label column right? "
             "--set label_column=NAME"
         )
+    return in_order(counts)
+
+
+def in_order(labels: Collection[str]) -> tuple[str, ...]:
+    """In numeric order if all are whole numbers, else in alphabetical order."""
     try:
-        return tuple(sorted(counts, key=lambda label: (int(label), label)))
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
     except ValueError:
-        return tuple(sorted(counts))
+        return tuple(sorted(labels))
 
 
 def label_indices(rows: Rows, path: Path, names: Sequence[str]) -> np.ndarray:

@@ -221,6 +221,11 @@ def load_tiny_shakespeare(data: str | Path | None) -> LanguageData:
     return _in_order("tiny_shakespeare", path, r"(?<=\n\n)")
 
 
+def plain_text_files(folder: Path) -> list[Path]:
+    """The files of plain text in a folder, also further down."""
+    return sorted(file for file in folder.rglob("*") if file.suffix in _ENDINGS and file.is_file())
+
+
 def load_plain_text(data: str | Path | None, seed: int) -> LanguageData:
     """Text of your own, UTF-8: a file, whose last tenths are validation and test, line by line; or a folder.
 
@@ -232,7 +237,7 @@ def load_plain_text(data: str | Path | None, seed: int) -> LanguageData:
     path = Path(data)
     if path.is_file():
         return _in_order("plain_text", path, r"(?<=\n)")
-    files = sorted(file for file in path.rglob("*") if file.suffix in _ENDINGS and file.is_file())
+    files = plain_text_files(path)
     named = {file.stem: file for file in files if file.parent == path}
     if "train" in named and "validation" in named:
         train, validation = (Documents.of([read_text(named[split])]) for split in ("train", "validation"))

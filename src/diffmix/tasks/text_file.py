@@ -6,9 +6,11 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from diffmix.errors import RequestError
 from diffmix.tasks.examples import Examples, TaskData, TextColumn
-from diffmix.tasks.labels import check_labels, label_names, to_examples, value_counts
+from diffmix.tasks.labels import check_labels, in_order, label_names, to_examples, value_counts
 from diffmix.tasks.rows import Columns, Rows, pc
 from diffmix.tasks.sources import split_files
 from diffmix.tasks.splits import Cut, Facts, cut_off, describe_limit, describe_validation, limited
@@ -44,6 +46,22 @@ def load_text_file(
     facts: Facts = {"source": f"file {path.name}" if path.is_file() else f"folder {path.name}"}
     load = stream_text_file if stream else _hold_text_file
     return load(files, columns, how, facts, on_notice)
+
+
+def whole_file(path: Path, columns: Columns, on_notice: Callable[[str], None]) -> TaskData | None:
+    """A file with all of its rows as test, for a model that was trained on others; None: memory would not hold them."""
+    if _memory_needed([path]) > _memory_available():
+        on_notice(
+            f"{path}: memory would not hold all of its rows: those are measured that would be cut from it for test"
+        )
+        return None
+    rows = read_files([path], columns)
+    names = in_order(value_counts(rows))
+    test = to_examples(rows, path, names)
+    _notice_empty(rows, path, on_notice)
+    none = test.take(np.empty(0))
+    facts: Facts = {"source": f"file {path.name}", "test": "all rows of the file"}
+    return TaskData("text_file", names, none, none, lambda: test, facts)
 
 
 def _hold_text_file(

@@ -24,7 +24,7 @@ from diffmix.tasks import TaskData
 from diffmix.tasks.examples import Examples
 from diffmix.training.hardware import environment, peak_memory, reset_peak_memory
 from diffmix.training.recipe import Recipe
-from diffmix.training.run_folder import finish_metrics, write_json, write_run_files
+from diffmix.training.run_folder import finish_metrics, read_json, write_json, write_run_files
 
 
 def _vectorizer(ngrams: int, min_count: int, vocabulary: dict[str, int] | None = None) -> TfidfVectorizer:
@@ -69,13 +69,13 @@ class TfidfClassifier:
     def load(cls, folder: Path) -> TfidfClassifier:
         """Read what `save` wrote. Raises RunError where a file is damaged."""
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            terms = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))["terms"]
+            config = read_json(folder / "config.json")
+            terms = read_json(folder / "vocabulary.json")["terms"]
             arrays = load_file(folder / "model.safetensors")
             vectorizer = _vectorizer(config["ngrams"], 1, {term: index for index, term in enumerate(terms)})
             vectorizer.idf_ = arrays["idf"]
             return cls(vectorizer, arrays["weight"], arrays["bias"], tuple(config["labels"]), config["ngrams"])
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise RunError(f"{folder} holds a damaged model ({reason}): train the model again") from None
 
@@ -144,7 +144,7 @@ def train_tfidf(
         metrics["test/seconds"] = time.perf_counter() - started
         metrics = finish_metrics(folder, probabilities, test.labels, task) | metrics
     write_run_files(folder, recipe, task, metrics)
-    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return read_json(folder / "metrics.json")
 
 
 def _classifier(

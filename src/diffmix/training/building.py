@@ -21,6 +21,7 @@ from diffmix.tasks import TaskData, load_task
 from diffmix.training.callbacks import AVERAGED_WEIGHTS
 from diffmix.training.distributed import is_first_process
 from diffmix.training.recipe import Recipe
+from diffmix.training.run_folder import damaged, read_json
 
 VALIDATION_SEED = 0  # of the cut of validation: runs of different seeds share it
 
@@ -180,13 +181,20 @@ def start_embeddings(model: Any, embeddings: np.ndarray) -> None:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a run's folder. Raises RequestError where there is none."""
+    """The tokenizer of a run's folder. Raises RequestError where there is none, RunError where a file of it is damaged."""
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise RequestError(
-            f"{folder} holds no tokenizer ({' '.join(str(error).split())[:120]}): give a run's folder"
-        ) from None
+    except Exception as error:  # tokenizers raises types of its own
+        reason = " ".join(str(error).split())[:120]
+    files = [folder / "tokenizer_config.json", folder / "tokenizer.json"]
+    lacking = [file.name for file in files if not file.is_file()]
+    if len(lacking) == 2:
+        raise RequestError(f"{folder} holds no tokenizer (no tokenizer.json): give a run's folder")
+    if lacking:
+        raise damaged(folder, f"no {lacking[0]}; {reason}")
+    for file in files:
+        read_json(file)
+    raise damaged(folder, f"tokenizer: {reason}")
 
 
 def load_weights(model: Any, checkpoint: Path) -> None:

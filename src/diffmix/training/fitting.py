@@ -27,7 +27,7 @@ from diffmix.training.distributed import is_first_process, on_first_process
 from diffmix.training.hardware import environment, peak_memory, reset_peak_memory
 from diffmix.training.prediction import autocast
 from diffmix.training.recipe import Recipe
-from diffmix.training.run_folder import write_json
+from diffmix.training.run_folder import read_json, write_json
 
 Notice = Callable[[str], None]
 
@@ -126,10 +126,10 @@ class Fitter:
         return attempt(micro)
 
     def _micro_batch(self, build: Any, rows: Any, collate: Any, loss: Any, share: int) -> int:
-        try:
-            return int(json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))["micro_batch_size"])
-        except (OSError, ValueError, KeyError):
-            pass
+        record = self.folder / "environment.json"
+        before = read_json(record).get("micro_batch_size") if record.is_file() else None
+        if isinstance(before, int):
+            return before
         if self.recipe.micro_batch_size is not None:
             return min(self.recipe.micro_batch_size, share)
         if self.device == "cuda":

@@ -6,7 +6,6 @@ L: targets of a window.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import shutil
 import time
@@ -19,12 +18,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, set_seed
 
 import diffmix.models as models
-from diffmix.errors import RequestError, RunError
+from diffmix.errors import RequestError
 from diffmix.evaluation.language import fit_text_temperature, language_metrics, score_text, total_nll
 from diffmix.evaluation.streaming import StreamingCalibration
 from diffmix.models.attention import attention_option
@@ -40,9 +38,9 @@ from diffmix.training.distributed import is_first_process
 from diffmix.training.gguf import load_gguf
 from diffmix.training.hardware import resolve_device, resolve_dtype
 from diffmix.training.phases import Run
-from diffmix.training.prediction import quiet_transformers, trained_attention
+from diffmix.training.prediction import load_whole, quiet_transformers, read_config, recorded_dtype, trained_attention
 from diffmix.training.recipe import Recipe
-from diffmix.training.run_folder import write_evaluation, write_json, write_run_files
+from diffmix.training.run_folder import read_json, write_evaluation, write_json, write_run_files
 
 EVALUATION_SCORES = 2**26  # logits of a batch in evaluation: 256 MB of them in fp32
 EVALUATION_TOKENS = 2**15  # of such a batch, where the vocabulary is small
@@ -204,7 +202,7 @@ def train_language_model(run: Run, task: LanguageData) -> dict[str, Any]:
         write_run_files(run.folder, recipe, task, metrics)
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     PartialState().wait_for_everyone()
-    return json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+    return read_json(run.folder / "metrics.json")
 
 
 def _check_causal(model: Any, recipe: Recipe) -> None:
@@ -300,8 +298,6 @@ def load_language_model(
         RequestError: no causal language model there, or no such attention.
         RunError: its files are damaged.
     """
-    from transformers import AutoConfig
-
     folder = Path(folder)
     quiet_transformers()
     chosen = attention_option(attention, "attention") or trained_attention(folder)
@@ -310,31 +306,13 @@ def load_language_model(
         device = resolve_device(device)
         longest = int(model.config.max_position_embeddings)
         return LanguageModel(model.to(device), tokenizer, longest, resolve_dtype(dtype, device))
-    file = folder / "config.json"
-    if not file.is_file():
-        raise RequestError(f"{folder} holds no trained model (no config.json): give the folder of a finished run")
-    try:
-        architectures = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
-    except ValueError:
-        raise RunError(f"{file} is damaged (not JSON): train the model again") from None
+    _, architectures = read_config(folder)
     if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
         raise RequestError(f"{folder} holds a {', '.join(architectures) or 'backbone'}: give a causal language model")
     device = resolve_device(device)
-    record = folder / "environment.json"
-    if dtype == "auto" and record.is_file():
-        recorded = json.loads(record.read_text(encoding="utf-8"))
-        dtype = recorded["dtype"] if recorded.get("device_type") == device and "dtype" in recorded else dtype
-    try:
-        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model: Any = with_attention(
-            lambda: AutoModelForCausalLM.from_pretrained(folder, config=config, local_files_only=True, **chosen),
-            chosen.get("attn_implementation"),
-        ).to(device)
-    except RequestError:
-        raise
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{folder} holds a damaged model ({reason}): train the model again") from None
+    dtype = recorded_dtype(folder, device) if dtype == "auto" else dtype
+    model = load_whole(AutoModelForCausalLM, folder, chosen).to(device)
+    config = model.config
     pixels = getattr(config, "pixel_levels", None) is not None
     tokenizer = None if pixels else load_tokenizer(folder)
     if tokenizer is not None and len(tokenizer) > config.vocab_size:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import shutil
 import time
@@ -36,7 +35,7 @@ from diffmix.training.losses import class_weights, classification_loss
 from diffmix.training.prediction import BATCH_TOKENS, autocast, predict_probabilities, quiet_transformers
 from diffmix.training.pretraining import MaskingCollator, in_blocks, masked_metrics
 from diffmix.training.recipe import Recipe
-from diffmix.training.run_folder import finish_metrics, write_json, write_run_files
+from diffmix.training.run_folder import finish_metrics, read_json, write_json, write_run_files
 
 UNLABELLED_VALIDATION = 256  # texts at most that pre-training holds out, never more than a tenth
 
@@ -94,7 +93,7 @@ class Run:
         metrics = {f"validation/{key}": value for key, value in validate(model).items()}
         metrics |= fitted.costs(recipe, len(train_rows))
         if start is not None and (start / "metrics.json").is_file():
-            before = json.loads((start / "metrics.json").read_text(encoding="utf-8"))
+            before = read_json(start / "metrics.json")
             metrics |= {f"pretraining/{key}": value for key, value in before.items() if key.startswith("train/")}
         if is_first_process():
             model.save_pretrained(self.folder)
@@ -112,7 +111,7 @@ class Run:
             write_run_files(self.folder, recipe, task, metrics)
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         PartialState().wait_for_everyone()
-        return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        return read_json(self.folder / "metrics.json")
 
     def pretraining(self, task: TaskData) -> None:
         """Train a backbone to restore hidden tokens of the task's texts, with or without labels; fill the folder.

@@ -6,8 +6,7 @@ n rows, C classes.
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,16 @@ from safetensors import SafetensorError
 
 from diffmix.errors import RequestError, RunError
 from diffmix.models.positions import longest_input
+from diffmix.tasks import reads_ids
 from diffmix.tasks.encoding import PaddingCollator, encode, shortest_input
 from diffmix.tasks.examples import Examples
 from diffmix.tasks.long_range_arena import LISTOPS_TASKS
 from diffmix.tasks.long_range_arena.expressions import parse as parse_expression
 from diffmix.tasks.token_rows import TokenRows
 from diffmix.training.batching import batches_by_tokens
+from diffmix.training.building import load_tokenizer
 from diffmix.training.hardware import resolve_device, resolve_dtype
+from diffmix.training.run_folder import damaged, read_json
 
 # Tokens of a batch, padding included: enough to keep the matrix products busy, little next to what training takes.
 BATCH_TOKENS = 16_384
@@ -149,71 +151,116 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
         RunError: its files are damaged.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        unfinished = (
-            "; its run is not finished: continue it with --resume" if (folder / "recipe.yaml").is_file() else ""
-        )
-        raise RequestError(
-            f"{folder} holds no trained model (no config.json){unfinished or '; give the folder of a finished run'}"
-        )
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError:
-        raise RunError(f"{folder / 'config.json'} is damaged (not JSON): train the model again") from None
+    config, architectures = read_config(folder)
     if config.get("model_type") == "tfidf":
         from diffmix.training.baselines import TfidfClassifier
 
         return TfidfClassifier.load(folder)
 
-    architectures = config.get("architectures") or []
     if not any("Classification" in name for name in architectures):
         speaks = any("CausalLM" in name for name in architectures)
         raise RequestError(
             f"{folder} holds a {', '.join(architectures) or 'backbone without a head'}, which does not classify: give the "
             "folder of a classifier" + (", or continue a text with diffmix generate" if speaks else "")
         )
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     import diffmix.models as models
-    from diffmix.models.foreign_attention import with_attention
 
     quiet_transformers()
     device = resolve_device(device)
-    if dtype == "auto" and (folder / "environment.json").is_file():
-        recorded = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        dtype = recorded["dtype"] if recorded.get("device_type") == device and "dtype" in recorded else dtype
+    dtype = recorded_dtype(folder, device) if dtype == "auto" else dtype
     reads_pairs = "DiffmixForSequencePairClassification" in architectures
     model_class: Any = (
         models.DiffmixForSequencePairClassification if reads_pairs else AutoModelForSequenceClassification
     )
     recipe = _recipe_keys(folder)
-    attention = trained_attention(folder)
-    hf_config: Any
-    model: Any
-    try:
-        hf_config = AutoConfig.from_pretrained(folder, local_files_only=True, **attention)
-        model = with_attention(
-            lambda: model_class.from_pretrained(folder, config=hf_config, local_files_only=True),
-            attention.get("attn_implementation"),
-        ).to(device)
-    except RequestError:
-        raise
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{folder} holds a damaged model ({reason}): train the model again") from None
+    model = load_whole(model_class, folder, trained_attention(folder)).to(device)
+    hf_config = model.config
     tokenizer = None
     if (folder / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = load_tokenizer(folder)
         if len(tokenizer) > model.config.vocab_size:
             raise RequestError(
                 f"{folder}: the tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size}; "
                 "give both of one model"
             )
+    elif "task" in recipe and not reads_ids(str(recipe["task"])):
+        raise damaged(folder, "no tokenizer_config.json")
     longest = longest_input(hf_config) or 10**9
     max_length = min(longest, tokenizer.model_max_length) if tokenizer is not None else longest
     label_names = tuple(str(hf_config.id2label[index]) for index in range(int(hf_config.num_labels or 0)))
     parse = parse_expression if recipe.get("task") in LISTOPS_TASKS else None
     return Classifier(model, tokenizer, label_names, max_length, resolve_dtype(dtype, device), reads_pairs, parse)
+
+
+def load_whole(kind: Any, folder: Path, attention: Mapping[str, str]) -> Any:
+    """The model of class `kind` in a folder, every weight of it from there. `attention`: an option of `from_pretrained`.
+
+    Raises RequestError where the model does not take that attention, RunError where files are damaged or weights are missing.
+    """
+    from transformers import AutoConfig
+
+    from diffmix.models.foreign_attention import with_attention
+
+    told: dict[str, Any] = {}
+
+    def make() -> Any:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        options = {"config": config, "local_files_only": True, "output_loading_info": True, **attention}
+        model, found = kind.from_pretrained(folder, **options)
+        told.update(found)
+        return model
+
+    try:
+        model = with_attention(make, attention.get("attn_implementation"))
+    except RequestError:
+        raise
+    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{folder} holds a damaged model ({reason}): train the model again") from None
+    ours = model.config.model_type == "diffmix"
+    lacking = sorted(key for key in told["missing_keys"] if ours or _answers(model, key))
+    left = sorted(told["unexpected_keys"]) if ours else []  # other families leave the heads of their pre-training
+    if lacking or left:
+        key = (lacking or left)[0]
+        raise damaged(
+            folder, f"its weights lack {key}" if lacking else f"its weights have {key}, which config.json has not"
+        )
+    return model
+
+
+def _answers(model: Any, key: str) -> bool:
+    """Whether a weight of another family's model is learned and has a part in its scores."""
+    unread = model.config.model_type == "big_bird" and ".pooler." in key
+    return not unread and key in {name for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """config.json of a model's folder, and the classes that it names.
+
+    Raises RequestError where there is none, RunError where it is damaged.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        mend = "give the folder of a finished run"
+        if (folder / "seed-0" / "config.json").is_file():
+            mend = f"it holds a model a seed: give {folder / 'seed-0'}"
+        elif (folder / "recipe.yaml").is_file():
+            mend = "its run is not finished: continue it with --resume"
+        raise RequestError(f"{folder} holds no trained model (no config.json); {mend}")
+    config = read_json(file)
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise damaged(file, "its architectures are no list of names")
+    return config, architectures
+
+
+def recorded_dtype(folder: Path, device: str) -> str:
+    """What the run in a folder computed in, if that was on such a device; else "auto"."""
+    file = folder / "environment.json"
+    recorded = read_json(file) if file.is_file() else {}
+    return recorded.get("dtype", "auto") if recorded.get("device_type") == device else "auto"
 
 
 def trained_attention(folder: Path) -> dict[str, str]:
@@ -238,7 +285,7 @@ def _recipe_keys(folder: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError):
         keys = None
     if not isinstance(keys, dict):
-        raise RunError(f"{file} is damaged (it holds no keys): put the run's own back, or train the model again")
+        raise damaged(file, "it holds no keys")
     return keys
 
 

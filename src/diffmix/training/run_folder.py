@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import yaml
 
-from diffmix.errors import RequestError
+from diffmix.errors import RequestError, RunError
 from diffmix.evaluation import classification_metrics, confusion_matrix, reliability
 from diffmix.tasks import TaskData
-from diffmix.tasks.language import LanguageData
+from diffmix.tasks.language import LanguageData, plain_text_files
 from diffmix.tasks.pixels import PixelImages
+from diffmix.tasks.sources import SPLIT_NAMES, split_files
 from diffmix.training.checkpoints import write_atomically
 from diffmix.training.recipe import Recipe, recipe_from_mapping
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: nobody guards against two processes in one folder there
+    fcntl = None
 
 State = Literal["new", "unfinished", "finished"]
 
 
-def claim_folder(folder: Path, recipe: Recipe, data: Path | str | None, *, resume: bool) -> State:
-    """Take a folder for a run: the run's state there, with `recipe.yaml` and `data.json` written for a new one.
+def claim_folder(
+    folder: Path, recipe: Recipe, data: Path | str | None, *, resume: bool, seeds: int | None = None
+) -> State:
+    """Take a folder for a run: the run's state there, with `recipe.yaml` and `data.json` written for a new one, and what
+    is left of a finished one's checkpoints removed.
 
     Raises RequestError, and changes nothing, where the folder holds anything else, or another run, or a run of another
-    recipe or other data, or a run while `resume` is not given.
+    recipe, other `seeds` (None: a run of one) or other data, or of data that have changed since, or a run while `resume` is
+    not given.
     """
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"output {folder} is a file: give a folder with --output")
-    occupied = folder.is_dir() and any(folder.iterdir())
+    occupied, started_with = _occupied(folder), {}
+    if not occupied and not resume:
+        started_with = {"data": _path(data), "seeds": seeds, "files": _fingerprints(_path(data), recipe.task)}
+        occupied = _occupied(folder)  # another process may have taken it while large data were read
     ours = (folder / "recipe.yaml").is_file()
     finished = ours and (folder / "metrics.json").is_file()
     if not occupied:
         if resume:
             raise RequestError(f"nothing to resume in {folder}: drop --resume, or give the run's folder with --output")
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "data.json", json.dumps({"data": _path(data)}))
+        write_atomically(folder / "data.json", json.dumps(started_with))
         write_atomically(folder / "recipe.yaml", recipe.to_yaml())
         return "new"
     if not ours:
@@ -45,8 +60,31 @@ def claim_folder(folder: Path, recipe: Recipe, data: Path | str | None, *, resum
     if not resume:
         holds, mend = ("a finished run", "") if finished else ("an unfinished run", "add --resume to continue it, or ")
         raise RequestError(f"output {folder} holds {holds}: {mend}give another folder with --output")
-    _check_same(folder, recipe, data)
+    _check_same(folder, recipe, data, seeds)
+    if finished:  # it may have been killed before it had removed them
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return "finished" if finished else "unfinished"
+
+
+def _occupied(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from training a claimed run meanwhile. Raises RequestError where one does."""
+    with contextlib.ExitStack() as held:
+        if fcntl is not None:
+            try:
+                # Its recipe is locked, which is never replaced; the system releases it however the process ends.
+                fcntl.flock(held.enter_context((folder / "recipe.yaml").open("r+b")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RequestError(
+                    f"{folder} is being trained by another process: wait for it to end, or give another folder with --output"
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+        yield
 
 
 def release_folder(folder: Path) -> None:
@@ -55,18 +93,58 @@ def release_folder(folder: Path) -> None:
 
 
 def recorded_data(folder: Path) -> str | None:
-    """The `--data` that a run was started with."""
-    try:
-        return json.loads((folder / "data.json").read_text(encoding="utf-8"))["data"]
-    except (OSError, ValueError, KeyError):
+    """The `--data` that a run was started with. Raises RunError where data.json is damaged."""
+    return _started_with(folder).get("data")
+
+
+def _started_with(folder: Path) -> dict[str, Any]:
+    """What data.json keeps of the request that started a run; empty for a model from elsewhere."""
+    file = folder / "data.json"
+    kept = read_json(file) if file.is_file() else {}
+    if not isinstance(kept.get("data"), str | None):
+        raise damaged(file, "its data is no path")
+    return kept
+
+
+def was_trained_on(folder: Path, data: Path, task: str) -> bool:
+    """Whether a run was started with `data`, also where that lies elsewhere now."""
+    kept, path = _started_with(folder), _path(data)
+    return kept.get("data") == path or (bool(kept.get("files")) and kept["files"] == _fingerprints(path, task))
+
+
+def changed_data(folder: Path, task: str) -> Path | None:
+    """A file of a run's `--data` that is no longer what it was when the run was started; None: all are, or were not recorded."""
+    kept = _started_with(folder)
+    before, data = kept.get("files"), kept.get("data")
+    if not isinstance(before, dict) or data is None or not Path(data).exists():
         return None
+    now = _fingerprints(data, task)
+    return next((Path(data) / name for name in {**before, **now} if before.get(name) != now.get(name)), None)
+
+
+def _fingerprints(data: str | None, task: str) -> dict[str, str]:
+    """Size and checksum of the files of `task` that `data` is, or that lie in it: of tables and of plain text."""
+    if data is None:
+        return {}
+    root = Path(data)
+    files = [root]
+    if root.is_dir():
+        files = [file for place in (root / task, root) for split in SPLIT_NAMES for file in split_files(place, split)]
+        files += plain_text_files(root) if task == "plain_text" else []
+    found = {}
+    for file in files:
+        with contextlib.suppress(OSError):  # what cannot be read is refused, with its reason, where it is read
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            found[str(file.relative_to(root))] = f"{file.stat().st_size} {digest}"
+    return found
 
 
 def _path(data: Path | str | None) -> str | None:
     return None if data is None else str(Path(data).resolve())
 
 
-def _check_same(folder: Path, recipe: Recipe, data: Path | str | None) -> None:
+def _check_same(folder: Path, recipe: Recipe, data: Path | str | None, seeds: int | None) -> None:
     file = folder / "recipe.yaml"
     try:
         recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -80,11 +158,40 @@ def _check_same(folder: Path, recipe: Recipe, data: Path | str | None) -> None:
                 f"--resume: {folder} holds a run with {key}={before.get(key)!r}, the request has {key}={now.get(key)!r}: "
                 "give the recipe it was started with, or another folder with --output"
             )
+    kept = _started_with(folder).get("seeds", seeds)  # earlier versions did not keep it
+    if kept != seeds:
+        had, has = ("without --seeds" if number is None else f"with --seeds {number}" for number in (kept, seeds))
+        raise RequestError(
+            f"--resume: {folder} holds a run {had}, the request is one {has}: repeat it {had}, or give another folder with "
+            "--output"
+        )
     if data is not None and _path(data) != recorded_data(folder):
         raise RequestError(
             f"--resume: {folder} holds a run on {recorded_data(folder)}, the request has {_path(data)}: "
             "give the data it was started with, or another folder with --output"
         )
+    changed = changed_data(folder, recipe.task)
+    if changed is not None:
+        raise RequestError(
+            f"--resume: {changed} has changed since the run in {folder} was started: put it back as it was, or give another "
+            "folder with --output"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run. Raises RunError where it holds anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise damaged(path, "it holds no JSON object")
+    return content
+
+
+def damaged(path: Path, what: str) -> RunError:
+    """The error of a file, or a folder, of a run that is not as it was written."""
+    return RunError(f"{path} is damaged ({what}): put the run's own back, or train the model again")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

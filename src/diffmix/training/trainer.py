@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from diffmix.training.language import check_classifier_recipe, check_language_re
 from diffmix.training.phases import Run
 from diffmix.training.prediction import trained_attention
 from diffmix.training.recipe import Recipe
-from diffmix.training.run_folder import claim_folder, recorded_data, release_folder, write_json
+from diffmix.training.run_folder import claim_folder, hold_folder, read_json, recorded_data, release_folder, write_json
 from diffmix.training.self_training import TAUGHT, label_texts, unlabelled_texts, with_taught_labels
 
 
@@ -70,11 +69,11 @@ def train_seeds(
     output, baseline = Path(output), resident_memory()
     if recipe.model != "tfidf":
         join_processes(resolve_device(recipe.device))
-    state = on_first_process(lambda: claim_folder(output, recipe, data, resume=resume))
+    state = on_first_process(lambda: claim_folder(output, recipe, data, resume=resume, seeds=seeds))
     if state == "finished":
         return _finished(output, notice)
     data = recorded_data(output)
-    with _explained(output), _undone(output, state):
+    with _held(output), _explained(output), _undone(output, state):
         pretrained = taught = None
         if recipe.pretraining is not None:
             pretrained = _pretrain(recipe, data, output / "pretraining", notice, baseline)
@@ -133,7 +132,7 @@ def _train_one(
             return _finished(folder, notice)
         from diffmix.training.baselines import train_tfidf
 
-        with _explained(folder), _undone(folder, state):
+        with _held(folder), _explained(folder), _undone(folder, state):
             task = recipe_data(recipe, recorded_data(folder), notice)
             return train_tfidf(recipe, task, folder, baseline, notice)
     device = resolve_device(recipe.device)
@@ -142,7 +141,7 @@ def _train_one(
     state = on_first_process(lambda: claim_folder(folder, recipe, data, resume=resume))
     if state == "finished":
         return _finished(folder, notice)
-    with _explained(folder), _undone(folder, state):
+    with _held(folder), _explained(folder), _undone(folder, state):
         data = recorded_data(folder)
         if recipe.pretraining is not None and pretrained is None:
             pretrained = _pretrain(recipe, data, folder / "pretraining", notice, baseline)
@@ -179,7 +178,7 @@ def _with_attention_of_start(recipe: Recipe) -> Recipe:
 
 def _finished(folder: Path, notice: Notice) -> dict[str, Any]:
     notice(f"{folder} is finished: nothing to do")
-    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return read_json(folder / "metrics.json")
 
 
 def _pretrain(recipe: Recipe, data: Path | str | None, folder: Path, notice: Notice, baseline: int) -> Path:
@@ -220,6 +219,14 @@ def _teach(
             run.classification(task, start)
         on_first_process(lambda: label_texts(teacher, task, folder, baseline, notice))
     return folder
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, for all processes that train it together."""
+    with contextlib.ExitStack() as held:
+        on_first_process(lambda: held.enter_context(hold_folder(folder)))
+        yield
 
 
 @contextlib.contextmanager
