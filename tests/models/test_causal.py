@@ -221,9 +221,9 @@ def test_what_a_cache_cannot_do_is_said():
         ):
             model.generate(torch.ones(1, 3, dtype=torch.long), max_new_tokens=4, cache_implementation="static")
     model = make("diffusion")
+    cache = model(torch.ones(1, 3, dtype=torch.long), use_cache=True).past_key_values
+    cache.offloading = True  # as on a GPU
     with pytest.raises(ValueError, match="give a DynamicCache without offloading, or use_cache=False"):
-        cache = model(torch.ones(1, 3, dtype=torch.long), use_cache=True).past_key_values
-        cache.offloading = True  # as on a GPU
         model(torch.ones(1, 1, dtype=torch.long), past_key_values=cache)
     model = make("neighbor_shared")
     model.config.neighbor_tolerance = 0.1
