@@ -244,7 +244,7 @@ class Fitter:
         )
         trainer.record_with(recorder)
         if isinstance(batches, LengthBucketedBatches):
-            trainer.add_callback(EpochCallback(batches, rows, steps_per_epoch))
+            trainer.add_callback(EpochCallback(batches, rows, collate, steps_per_epoch))
         if self.rank:  # every process draws noise and dropout of its own
             torch.manual_seed(recipe.seed + 1_000_003 * self.rank)
         if not progress.stopped:  # else the run was killed after it stopped early

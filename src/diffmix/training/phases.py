@@ -179,7 +179,7 @@ class Run:
             self._start_embeddings(model, task, lambda: train_rows)
             return model
 
-        fitted = self.fitter.fit(build, train_rows, collator(), loss, objective, validate, "nll")
+        fitted = self.fitter.fit(build, train_rows, collator(seed=recipe.seed), loss, objective, validate, "nll")
         model = fitted.model
         metrics = {f"validation/{key}": value for key, value in validate(model).items()}
         # Hidden tokens stand for all of the held texts, whose bytes are known.
