@@ -335,7 +335,12 @@ def test_data_writes_pixels(diffmix, tmp_path):
     [
         (OSError(28, "No space left on device", "x"), "no space left"),
         (PermissionError(13, "Permission denied", "x"), "Permission denied: x"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: out of memory"), "micro_batch_size"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "micro_batch_size"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"),
+            "out of memory",
+        ),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), "out of memory"),
         (ZeroDivisionError("a\nb"), "DIFFMIX_DEBUG"),
         (KeyboardInterrupt(), "interrupted"),
     ],

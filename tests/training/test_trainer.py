@@ -304,6 +304,8 @@ def test_a_loss_that_is_not_finite_names_step_and_mend(names_csv, tmp_path, monk
     [
         OSError(errno.ENOSPC, "No space left on device"),
         RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/1"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3264 vs 3156"),
+        RuntimeError("basic_ios::clear: iostream error"),
     ],
 )
 def test_no_space_left_is_one_line_and_the_run_continues(error, names_csv, tmp_path, monkeypatch):

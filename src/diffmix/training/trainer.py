@@ -31,6 +31,9 @@ from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import claim_folder, recorded_data, release_folder, write_json
 from diffmix.training.self_training import TAUGHT, label_texts, unlabelled_texts, with_taught_labels
 
+# What safetensors and torch.save say where nothing more can be written.
+_FULL = ("No space left", "os error 28", "PytorchStreamWriter failed", "] . unexpected pos", "iostream error")
+
 
 def train(
     recipe: Recipe,
@@ -234,8 +237,7 @@ def _explained(folder: Path) -> Iterator[None]:
             raise
         raise RunError(_no_space(folder)) from error
     except Exception as error:  # safetensors and torch.save raise types of their own
-        text = str(error)
-        if "No space left" in text or "os error 28" in text or "PytorchStreamWriter failed" in text:
+        if any(words in str(error) for words in _FULL):
             raise RunError(_no_space(folder)) from error
         raise
 
