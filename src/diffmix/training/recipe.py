@@ -67,7 +67,7 @@ class Recipe:
     micro_batch_size: int | None = _key(None, low=1)  # examples in memory at once per process; auto: what fits
     learning_rate: float = _key(5e-4, above=0)  # the highest, of AdamW
     weight_decay: float = _key(0.01, low=0)  # of matrices; biases, norms and step sizes do not decay
-    adam_beta2: float = _key(0.999, low=0, high=1)  # of the squared gradients' moving average
+    adam_beta2: float = _key(0.999, low=0, high=0.99999)  # of the squared gradients' moving average
     warmup: float = _key(0.1, low=0)  # below 1 a fraction of all steps, from 1 on a number of steps
     schedule: Literal["linear", "cosine", "constant"] = _key("linear")  # of the learning rate after warmup
     clip: float = _key(1.0, low=0)  # gradient norm, 0: no clipping
@@ -102,7 +102,9 @@ class Recipe:
     # The TF-IDF baseline
     tfidf_ngrams: int = _key(2, low=1, high=5)  # words of the longest n-gram
     tfidf_min_count: int = _key(1, low=1)  # texts that an n-gram stands in, at least
-    tfidf_c: tuple[float, ...] = _key((1.0, 10.0, 100.0))  # inverse regularisation strengths; validation picks one
+    tfidf_c: tuple[float, ...] = _key(
+        (1.0, 10.0, 100.0), above=0
+    )  # inverse regularisation strengths; validation picks one
     # The model's own configuration keys that the recipe sets
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -188,6 +190,7 @@ def recipe_from_mapping(mapping: Mapping[str, Any], *, name: str) -> Recipe:
                 value = None
             values[field.name] = _checked(field.name, value, hints[field.name], field.metadata)
     _check_starting_point(values)
+    _check_trackers(values.get("report_to", ()))
     recipe = Recipe(name=name, config=_checked_config(values.get("model", "diffmix"), mapping), **values)
     if recipe.pretraining is not None:
         recipe.pretraining_recipe()  # its keys are checked now, not after hours
@@ -321,6 +324,17 @@ def _check_starting_point(values: Mapping[str, Any]) -> None:
             f"attn_implementation is set but model={model}: "
             + ("choose its attention with mixer" if model == "diffmix" else "it has no attention; leave it out")
         )
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    if names and list(names) not in (["all"], ["none"]):
+        from transformers.integrations import INTEGRATION_TO_CALLBACK
+
+        for name in names:
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise RequestError(
+                    f"recipe key 'report_to' is {name!r}; it accepts {', '.join(INTEGRATION_TO_CALLBACK)}"
+                )
 
 
 def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, float | None]) -> Any:

@@ -49,7 +49,8 @@ def train(
 
     Raises:
         RequestError: the folder is in use, the data or a value is wrong. Nothing was changed.
-        RunError: the loss is not finite, no space is left, no whole checkpoint is left. The run can be resumed.
+        RunError: the loss is not finite, no space is left, no whole checkpoint is left. What was trained can be resumed; of a run
+            without a checkpoint nothing is left.
     """
     return _train_one(recipe, data, Path(output), resume, notice, resident_memory())
 
@@ -244,14 +245,14 @@ def _explained(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undone(folder: Path, state: str) -> Iterator[None]:
-    """Leave an empty folder empty where the request turns out to be wrong; what was trained by then stays."""
+    """Leave an empty folder empty where the run fails; what was trained by then stays."""
     try:
         yield
-    except RequestError:
+    except Exception:
         if state == "new" and is_first_process() and not any(folder.rglob("model.safetensors")):
             release_folder(folder)
         raise
 
 
 def _no_space(folder: Path) -> str:
-    return f"no space left while writing {folder}: free some, then continue the run with --resume"
+    return f"no space left while writing {folder}: free some, then run the command again (with --resume where the folder is left)"
