@@ -187,10 +187,29 @@ def test_predict_reads_what_is_piped_in(run_folder, diffmix, monkeypatch):
     code, out, _ = diffmix("predict", run_folder)
     assert code == 0
     assert len(out.splitlines()) == 2
+    Pipe.buffer = io.BytesIO("\ufeffΓερμανία\n".encode())
+    assert json.loads(diffmix("predict", run_folder, "--json")[1])["text"] == "Γερμανία"
     Pipe.buffer = io.BytesIO(b"gut\n\xff\xfe\n")
     code, _, error = diffmix("predict", run_folder)
     assert code == 2
     one_line(error, "line 2", "UTF-8")
+
+
+def test_predict_reads_the_column_that_was_trained_on_or_the_one_that_is_named(run_folder, diffmix, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(run_folder, other)
+    recipe = other / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("text_column: null", "text_column: rv"))
+    (tmp_path / "rev.csv").write_text("rv,text,n\nΓερμανία,Германия,1\n")
+    arguments = ["predict", other, "--json", "--input", tmp_path / "rev.csv"]
+    assert json.loads(diffmix(*arguments)[1])["label"] == "el"
+    assert json.loads(diffmix(*arguments, "--text_column", "text")[1])["label"] == "ru"
+    (tmp_path / "rev.csv").write_text("a,b\nΓερμανία,1\n")
+    for model in (other, run_folder):
+        code, _, error = diffmix("predict", model, "--input", tmp_path / "rev.csv")
+        assert code == 2
+        one_line(error, "name it with --text_column NAME")
+        assert "--set" not in error
 
 
 def test_predict_files(run_folder, names_csv, diffmix, tmp_path):
