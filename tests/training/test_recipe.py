@@ -135,6 +135,12 @@ def test_auto_batch_size_keeps_a_fixed_effective_batch():
         ("pretraining.mask_probability=0", "more than 0"),
         ("epochs", "key=value"),
         ("extra_train=[", "YAML"),
+        ("text_column='a", "YAML"),
+        ("epochs=2024-13-41", "YAML"),
+        (f"seed={'9' * 5000}", "YAML"),
+        (f"seed=0x{'f' * 5000}", "a whole number"),
+        (f"limit={'9' * 400}", "a whole number"),
+        ("pretraining={epochs: 1, epochs: 2}", "YAML"),
         ("pretraining={1: 2}", "mapping"),
         ("self_training={null: 2}", "mapping"),
         ("max_length=1e300", "or less"),
@@ -149,12 +155,28 @@ def test_wrong_overrides_name_the_mend_on_one_line(override, expected):
         load_recipe("imdb", [override])
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("text", ["01", "010", "12:30", "yes", "2024-01-01", "2024-13-41", "a: b", "[x]", "1e3"])
+def test_overrides_of_text_are_taken_as_they_stand(text):
+    assert load_recipe("text_file", [f"text_column={text}"]).text_column == text
+    assert load_recipe("text_file", [f"text_column='{text}'"]).text_column == text
+
+
+def test_overrides_of_text_may_be_nothing():
+    for nothing in ("", "null", "~"):
+        assert load_recipe("text_file", ["text_column=a", f"text_column={nothing}"]).text_column is None
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
         ("", "no keys"),
+        ("epochs: 1\nseed: 2\nepochs: 3\n", "line 3: 'epochs' stands there twice"),
+        ("text_column: 2024-13-41\n", "month must be in 1"),
+        ("epochs: !!timestamp x\n", "one 'key: value' per line"),
+        ("epochs: " + "[" * 5000, "one 'key: value' per line"),
         ("- a\n- b\n", "no keys"),
         ("task: [1,\n", "line"),
         ("extends: nothing_like_it\n", "not found"),

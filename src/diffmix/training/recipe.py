@@ -19,8 +19,10 @@ from typing import Any, Literal
 import yaml
 
 from diffmix.errors import RequestError
+from diffmix.training.yaml_text import read_yaml
 
 DEFAULT_BATCH_SIZE = 32
+_NOTHING = ("null", "Null", "NULL", "~")  # as YAML writes it
 PHASES = ("pretraining", "self_training")  # keys that hold a recipe's changes for a phase before the run itself
 
 # What a model learns from its data is not a choice of the recipe.
@@ -143,6 +145,12 @@ def _training_fields() -> tuple[dataclasses.Field[Any], ...]:
     return tuple(field for field in dataclasses.fields(Recipe) if field.name not in ("name", "config"))
 
 
+@functools.cache
+def _text_keys() -> frozenset[str]:
+    hints = typing.get_type_hints(Recipe)
+    return frozenset(key for key, hint in hints.items() if hint in (str, str | None))
+
+
 def shipped_recipes() -> list[str]:
     """The names of the recipes that come with the package."""
     folder = importlib.resources.files("diffmix") / "recipes"
@@ -231,13 +239,7 @@ def _read(name: str, extending: tuple[str, ...] = ()) -> tuple[str, dict[str, An
         hint = f"did you mean {near[0]!r}? " if near else ""
         shipped = ", ".join(shipped_recipes())
         raise RequestError(f"recipe {name!r} not found: {hint}give a YAML file or one of {shipped}")
-    try:
-        mapping = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise RequestError(f"recipe {name}{place}: {problem}; write one 'key: value' per line") from None
+    mapping = read_yaml(text, f"recipe {name}")
     if not isinstance(mapping, dict) or not all(isinstance(key, str) for key in mapping):
         raise RequestError(f"recipe {name} holds no keys: write one 'key: value' per line")
     base = mapping.pop("extends", None)
@@ -250,16 +252,18 @@ def _read(name: str, extending: tuple[str, ...] = ()) -> tuple[str, dict[str, An
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """`key=value` texts as a mapping, values as YAML. Raises RequestError."""
+    """`key=value` texts as a mapping, values as YAML; those of keys that hold text as they stand. Raises RequestError."""
     changes: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise RequestError(f"--set {override!r}: write key=value, as in --set epochs=3")
+        key, text = key.strip(), text.strip()
+        as_it_stands = key.rpartition(".")[2] in _text_keys() and text[:1] not in ("'", '"') and text not in _NOTHING
         try:
-            changes[key.strip()] = yaml.safe_load(text) if text.strip() else ""
-        except yaml.YAMLError:
-            raise RequestError(f"--set {override!r}: the value is not valid YAML; quote it") from None
+            changes[key] = text if as_it_stands or not text else read_yaml(text, key)
+        except RequestError:
+            raise RequestError(f"--set {_shown(override)}: the value is not valid YAML; quote it") from None
     return changes
 
 
@@ -348,27 +352,35 @@ def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, float | None]
         if value is None and "none" in arguments:
             return "none"
         if value not in arguments:
-            raise RequestError(f"recipe key {key!r} is {value!r}; it accepts {', '.join(arguments)}")
+            raise RequestError(f"recipe key {key!r} is {_shown(value)}; it accepts {', '.join(arguments)}")
         return value
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else [] if value is None or value == "" else [value]
         return tuple(_checked(key, item, arguments[0], limits) for item in items)
     if origin is Mapping:
         if not isinstance(value, Mapping) or not all(isinstance(inner, str) for inner in value):
-            raise RequestError(f"recipe key {key!r} is {value!r}; it accepts a mapping of keys, or null")
+            raise RequestError(f"recipe key {key!r} is {_shown(value)}; it accepts a mapping of keys, or null")
         return dict(value)
     converted = _converted(value, hint)
     if converted is None:
         accepts = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
-        raise RequestError(f"recipe key {key!r} is {value!r}; it accepts {accepts}")
+        raise RequestError(f"recipe key {key!r} is {_shown(value)}; it accepts {accepts}")
     low, above, high = (limits.get(name) for name in ("low", "above", "high"))
     if low is not None and not converted >= low:
-        raise RequestError(f"recipe key {key!r} is {value!r}; it accepts {low} or more")
+        raise RequestError(f"recipe key {key!r} is {_shown(value)}; it accepts {low} or more")
     if above is not None and not converted > above:
-        raise RequestError(f"recipe key {key!r} is {value!r}; it accepts more than {above}")
+        raise RequestError(f"recipe key {key!r} is {_shown(value)}; it accepts more than {above}")
     if high is not None and not converted <= high:
-        raise RequestError(f"recipe key {key!r} is {value!r}; it accepts {high} or less")
+        raise RequestError(f"recipe key {key!r} is {_shown(value)}; it accepts {high} or less")
     return converted
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # thousands of digits
+        return "a number of too many digits"
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _converted(value: Any, kind: type) -> Any:
@@ -381,7 +393,7 @@ def _converted(value: Any, kind: type) -> Any:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if number != number or number in (float("inf"), float("-inf")):
         return None
