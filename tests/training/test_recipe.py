@@ -250,6 +250,36 @@ def test_pretraining_takes_its_own_keys_and_inherits_the_rest():
     assert load_recipe("imdb", ["pretraining=null"]).pretraining_recipe() is None
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["pretraining.hidden_size=32"],
+            "pretraining has hidden_size=32 and the run, which starts from it, hidden_size=",
+        ),
+        (["pretraining.tokenizer=bytes"], "pretraining has tokenizer='bytes' and the run"),
+        (["pretraining.class_token=true"], "class_token=True"),
+        (
+            ["num_hidden_layers=2", "pretraining.num_hidden_layers=3", "neighbor_shared_steps=false"],
+            "num_hidden_layers=3",
+        ),
+        (["self_training.hidden_size=32"], "the teacher, which starts from it, hidden_size=32"),
+    ],
+)
+def test_pretraining_that_nothing_could_start_from_is_refused(overrides, expected):
+    with pytest.raises(RequestError) as caught:
+        load_recipe("imdb", overrides)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_pretraining_may_have_fewer_layers_and_other_dropout():
+    fewer = ["num_hidden_layers=3", "pretraining.num_hidden_layers=2", "pretraining.hidden_dropout=0.3"]
+    phase = load_recipe("imdb", fewer).pretraining_recipe()
+    assert phase is not None
+    assert (phase.config["num_hidden_layers"], phase.config["hidden_dropout"]) == (2, 0.3)
+
+
 def test_pretraining_and_init_from_exclude_each_other():
     with pytest.raises(RequestError, match="drop the other"):
         load_recipe("imdb", ["init_from=somewhere"])

@@ -25,6 +25,29 @@ DEFAULT_BATCH_SIZE = 32
 _NOTHING = ("null", "Null", "NULL", "~")  # as YAML writes it
 PHASES = ("pretraining", "self_training")  # keys that hold a recipe's changes for a phase before the run itself
 
+# Keys that a phase shares with what starts from its weights: the tokenizer's, and those that decide our backbone's weights. (Of
+# layers, it may have fewer.)
+_SHARED = ("model", "tokenizer", "class_token")
+_SHAPES = (
+    "mixer",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "gated_mlp",
+    "position_embedding",
+    "attention_qk_norm",
+    "embedding_ngrams",
+    "embedding_buckets",
+    "norm",
+    "norm_placement",
+    "neighbor_alpha_mode",
+    "neighbor_heads",
+    "neighbor_tracks",
+    "neighbor_shared_steps",
+    "heat_time_mode",
+)
+
 # What a model learns from its data is not a choice of the recipe.
 _FOLLOWS = {
     "vocab_size": "it follows from the tokenizer; set tokenizer, as in tokenizer=wordpiece-16000",
@@ -200,11 +223,31 @@ def recipe_from_mapping(mapping: Mapping[str, Any], *, name: str) -> Recipe:
     _check_starting_point(values)
     _check_trackers(values.get("report_to", ()))
     recipe = Recipe(name=name, config=_checked_config(values.get("model", "diffmix"), mapping), **values)
-    if recipe.pretraining is not None:
-        recipe.pretraining_recipe()  # its keys are checked now, not after hours
-    if recipe.self_training is not None:
-        recipe.teacher_recipe()
+    # Their keys are checked now, not after hours.
+    phase, teacher = recipe.pretraining_recipe(), recipe.teacher_recipe()
+    if phase is not None:
+        _check_start(phase, recipe, "the run")
+        if teacher is not None and teacher.init_from is None:
+            _check_start(phase, teacher, "the teacher")
     return recipe
+
+
+def _check_start(phase: Recipe, later: Recipe, what: str) -> None:
+    """Refuse a pre-training whose weights or tokenizer `later` could not start from."""
+    different = [key for key in _SHARED if getattr(phase, key) != getattr(later, key)]
+    before, after = phase, later
+    if not different and later.model == "diffmix":
+        from diffmix.models import DiffmixConfig
+
+        before, after = DiffmixConfig(**phase.config), DiffmixConfig(**later.config)
+        different = [key for key in _SHAPES if getattr(before, key) != getattr(after, key)]
+        if before.num_hidden_layers > after.num_hidden_layers and not after.neighbor_shared_steps:
+            different.append("num_hidden_layers")
+    for key in different[:1]:
+        raise RequestError(
+            f"pretraining has {key}={getattr(before, key)!r} and {what}, which starts from it, {key}={getattr(after, key)!r}: "
+            "give both the same"
+        )
 
 
 def model_key_defaults(model: str) -> dict[str, Any]:
