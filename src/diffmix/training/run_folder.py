@@ -19,6 +19,7 @@ from diffmix.tasks.pixels import PixelImages
 from diffmix.training.checkpoints import write_atomically
 from diffmix.training.recipe import Recipe, recipe_from_mapping
 
+CONFUSION_CLASSES = 200  # of a confusion matrix at most: it grows with their square, and beyond that nobody reads it
 State = Literal["new", "unfinished", "finished"]
 
 
@@ -111,9 +112,9 @@ def write_evaluation(
     labels: Sequence[str] = (),
     confusion: np.ndarray | None = None,
 ) -> None:
-    """evaluation.json: the reliability diagram of n test predictions, and the confusion matrix of a classifier."""
+    """evaluation.json: the reliability diagram of n test predictions, and the confusion matrix of a classifier of up to 200 classes."""
     record = {"split": "test", "n": n, "labels": list(labels), "reliability": list(reliability)}
-    record["confusion"] = [] if confusion is None else confusion.tolist()
+    record["confusion"] = [] if confusion is None or len(confusion) > CONFUSION_CLASSES else confusion.tolist()
     write_json(folder / "evaluation.json", record)
 
 
