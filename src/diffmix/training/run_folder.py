@@ -112,7 +112,7 @@ def write_evaluation(
     labels: Sequence[str] = (),
     confusion: np.ndarray | None = None,
 ) -> None:
-    """evaluation.json: the reliability diagram of n test predictions, and the confusion matrix of a classifier of up to 200 classes."""
+    """evaluation.json: the reliability diagram of n test predictions, and a classifier's confusion matrix, of few classes."""
     record = {"split": "test", "n": n, "labels": list(labels), "reliability": list(reliability)}
     record["confusion"] = [] if confusion is None or len(confusion) > CONFUSION_CLASSES else confusion.tolist()
     write_json(folder / "evaluation.json", record)
