@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -229,6 +230,25 @@ def test_predict_files(run_folder, names_csv, diffmix, tmp_path):
     assert diffmix("predict", run_folder, "--input", tmp_path / "absent.txt", "--output", output, "--force")[0] == 2
     assert json.loads(output.read_text())["label"] == "ru"  # a failed call overwrites nothing
     assert diffmix("predict", run_folder, "text", "--output", tmp_path / "no/folder.jsonl")[0] == 2
+    code, _, error = diffmix("predict", run_folder, "text", "--output", tmp_path, "--force")
+    assert code == 2
+    one_line(error, "is a folder: give a file")
+    code, _, error = diffmix("predict", run_folder, "caf\udce9")
+    assert code == 2
+    one_line(error, "TEXT is not UTF-8 (character 4)")
+
+
+def test_predict_writes_into_a_pipe(run_folder, diffmix, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert diffmix("predict", run_folder, "Германия", "--output", pipe, "--force")[0] == 0
+        assert json.loads(os.read(reader, 10_000))["label"] == "ru"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_a_damaged_model_ends_with_1(run_folder, diffmix, tmp_path):
@@ -353,7 +373,8 @@ def test_data_writes_pixels(diffmix, tmp_path):
     ("error", "expected"),
     [
         (OSError(28, "No space left on device", "x"), "no space left"),
-        (PermissionError(13, "Permission denied", "x"), "Permission denied: x"),
+        (PermissionError(13, "Permission denied", "x"), "Permission denied: x; give another path"),
+        (NotADirectoryError(20, "Not a directory", "a.csv/x"), "Not a directory: a.csv/x; give another path"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "micro_batch_size"),
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"),

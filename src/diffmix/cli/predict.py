@@ -41,6 +41,9 @@ def predict(
     """Classify texts: the arguments, the lines of standard input, or the rows of a file."""
     if texts and input_ is not None:
         raise RequestError("both TEXT and --input are given: give one of them")
+    check_utf8("TEXT", *(texts or ()))
+    if output is not None and output.is_dir():
+        raise RequestError(f"output {output} is a folder: give a file")
     if output is not None and output.exists() and not force:
         raise RequestError(f"output {output} exists: add --force to replace it, or give another file")
     if output is not None and not output.parent.is_dir():
@@ -63,17 +66,30 @@ def predict(
             )
             typer.echo(line)
         return
-    part = output.with_name(output.name + ".part")
+    # A pipe or a device is written to; only a file is replaced, and in one piece.
+    special = output.exists() and not output.is_file()
+    part = output if special else output.with_name(output.name + ".part")
     count = 0
     try:
         with part.open("w", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 count += 1
-        part.replace(output)
+        if not special:
+            part.replace(output)
     finally:
-        part.unlink(missing_ok=True)
+        if not special:
+            part.unlink(missing_ok=True)
     typer.echo(f"Wrote {count:,} predictions to {output}")
+
+
+def check_utf8(name: str, *texts: str) -> None:
+    """Refuse arguments of the command line that are not UTF-8: Python has put surrogates in the place of their bytes."""
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RequestError(f"{name} is not UTF-8 (character {error.start + 1}): convert it first") from None
 
 
 def _predicted(classifier: Any, texts: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ import pyarrow.compute
 from diffmix.errors import RequestError
 
 pc: Any = pyarrow.compute  # its functions are made on import, where no type checker sees them
+_LARGEST_INDEX = 2.0**53  # up to which every whole number is a float
 TEXT_COLUMNS = ("text", "sentence", "review", "content", "document", "message", "comment", "body", "tweet", "title")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "sentiment", "topic", "language", "intent")
 
@@ -117,6 +118,7 @@ def _arrow_labels(column: pa.Array, name: str, path: Path, first: int) -> pa.Lar
     column.validate(full=True)
     if pa.types.is_floating(column.type):
         _refuse(pc.invert(pc.equal(column, pc.floor(column))), name, "is not a whole number", path, first)
+        _refuse(pc.invert(pc.less(pc.abs(column), _LARGEST_INDEX)), name, "is too large for a class index", path, first)
         column = column.cast(pa.int64())
     if not (_is_string(column.type) or pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
         raise RequestError(

@@ -144,7 +144,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
     for name in SPLIT_NAMES.get(split, (split,)):
         for extension in EXTENSIONS:
             pattern = re.compile(rf"{re.escape(name)}(?:-(\d+)-of-(\d+))?{re.escape(extension)}", re.IGNORECASE)
-            found = {path: match.groups() for path in folder.iterdir() if (match := pattern.fullmatch(path.name))}
+            found = {path: (match[1], match[2]) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))}
             if found:
                 _check_shards(found)
                 return sorted(found)
