@@ -168,6 +168,8 @@ def test_a_classifier_of_hugging_face_whose_labels_have_no_names(diffmix, names_
         (["--task", "python_docs", "--temperature", "--split", "validation"], "give --split test"),
         (["--task", "python_docs", "--split", "train"], "give test or validation"),
         (["--task", "python_docs", "--max_length", "65"], "this model takes at most 64 tokens"),
+        (["--task", "python_docs", "--dtype", "foo"], "dtype is 'foo'; give auto, bf16, fp16 or fp32"),
+        (["--task", "python_docs", "--device", "foo"], "device is 'foo'; give auto, cpu or cuda"),
         (["--task", "python_dogs"], "python_dogs"),
         ([], "give --task"),
         (["--task", "digits"], "GPT2LMHeadModel"),

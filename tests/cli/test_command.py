@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -223,10 +224,29 @@ def test_predict_reads_what_is_piped_in(run_folder, diffmix, monkeypatch):
     code, out, _ = diffmix("predict", run_folder)
     assert code == 0
     assert len(out.splitlines()) == 2
+    Pipe.buffer = io.BytesIO("\ufeffΓερμανία\n".encode())
+    assert json.loads(diffmix("predict", run_folder, "--json")[1])["text"] == "Γερμανία"
     Pipe.buffer = io.BytesIO(b"gut\n\xff\xfe\n")
     code, _, error = diffmix("predict", run_folder)
     assert code == 2
     one_line(error, "line 2", "UTF-8")
+
+
+def test_predict_reads_the_column_that_was_trained_on_or_the_one_that_is_named(run_folder, diffmix, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(run_folder, other)
+    recipe = other / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("text_column: null", "text_column: rv"))
+    (tmp_path / "rev.csv").write_text("rv,text,n\nΓερμανία,Германия,1\n")
+    arguments = ["predict", other, "--json", "--input", tmp_path / "rev.csv"]
+    assert json.loads(diffmix(*arguments)[1])["label"] == "el"
+    assert json.loads(diffmix(*arguments, "--text_column", "text")[1])["label"] == "ru"
+    (tmp_path / "rev.csv").write_text("a,b\nΓερμανία,1\n")
+    for model in (other, run_folder):
+        code, _, error = diffmix("predict", model, "--input", tmp_path / "rev.csv")
+        assert code == 2
+        one_line(error, "name it with --text_column NAME")
+        assert "--set" not in error
 
 
 def test_predict_files(run_folder, names_csv, diffmix, tmp_path):
@@ -246,6 +266,25 @@ def test_predict_files(run_folder, names_csv, diffmix, tmp_path):
     assert diffmix("predict", run_folder, "--input", tmp_path / "absent.txt", "--output", output, "--force")[0] == 2
     assert json.loads(output.read_text())["label"] == "ru"  # a failed call overwrites nothing
     assert diffmix("predict", run_folder, "text", "--output", tmp_path / "no/folder.jsonl")[0] == 2
+    code, _, error = diffmix("predict", run_folder, "text", "--output", tmp_path, "--force")
+    assert code == 2
+    one_line(error, "is a folder: give a file")
+    code, _, error = diffmix("predict", run_folder, "caf\udce9")
+    assert code == 2
+    one_line(error, "TEXT is not UTF-8 (character 4)")
+
+
+def test_predict_writes_into_a_pipe(run_folder, diffmix, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert diffmix("predict", run_folder, "Германия", "--output", pipe, "--force")[0] == 0
+        assert json.loads(os.read(reader, 10_000))["label"] == "ru"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_a_damaged_model_ends_with_1(run_folder, diffmix, tmp_path):
@@ -426,8 +465,14 @@ def test_data_writes_pixels(diffmix, tmp_path):
     ("error", "expected"),
     [
         (OSError(28, "No space left on device", "x"), "no space left"),
-        (PermissionError(13, "Permission denied", "x"), "Permission denied: x"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: out of memory"), "micro_batch_size"),
+        (PermissionError(13, "Permission denied", "x"), "Permission denied: x; give another path"),
+        (NotADirectoryError(20, "Not a directory", "a.csv/x"), "Not a directory: a.csv/x; give another path"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "micro_batch_size"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"),
+            "out of memory",
+        ),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), "out of memory"),
         (ZeroDivisionError("a\nb"), "DIFFMIX_DEBUG"),
         (KeyboardInterrupt(), "interrupted"),
     ],

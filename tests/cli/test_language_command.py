@@ -138,6 +138,8 @@ def test_generate_at_temperature_0_is_step_by_step_argmax(diffmix, run):
         (["--top_p", "0"], "--top_p"),
         (["--num_samples", "3", "--temperature", "0"], "the same"),
         (["--num_samples", "3", "--num_beams", "2"], "beams"),
+        (["--seed", "99999999999999999999"], "--seed"),
+        (["--prompt", "caf\udce9"], "--prompt is not UTF-8 (character 4)"),
     ],
 )
 def test_generate_names_what_is_wrong(diffmix, run, arguments, message):

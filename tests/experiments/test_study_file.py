@@ -94,6 +94,7 @@ BAD = [
     ("- 1", "holds no keys"),
     ("recipe: [", "line 1"),
     ("grid:\n  seed: [0]\n  seed: [1]\n", "line 3: 'seed' stands there twice"),
+    ("grid:\n  seed: [2024-13-41]\n", "month must be in 1"),
     (changed(gird=1), "'gird'; did you mean 'grid'"),
     (changed(grid="DROP"), "grid is None"),
     (changed(grid=[1]), "grid is [1]"),

@@ -1,6 +1,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from page_reader import read
 from run_folders import write_run, write_seeds
@@ -8,6 +9,7 @@ from run_folders import write_run, write_seeds
 from diffmix.errors import RequestError, RunError
 from diffmix.report.page import Prediction, write_report
 from diffmix.report.runs import load_run
+from diffmix.training.run_folder import write_evaluation
 
 HOSTILE = '</td><script>alert("x")</script>&amp; $x^2$ _under'
 
@@ -108,6 +110,15 @@ def test_what_a_run_did_not_record_is_said_to_be_missing(run, tmp_path):
     assert "fewer than two evaluations" in page.shown
     assert "no evaluation.json" in page.shown
     assert "Parameters" not in page.shown
+
+
+def test_many_classes_have_no_confusion_matrix(run, tmp_path):
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    write_evaluation(run, 5, evaluation["reliability"], [str(k) for k in range(201)], np.ones((201, 201), dtype=int))
+    assert (run / "evaluation.json").stat().st_size < 10_000
+    page = read(write_report([run], tmp_path / "report.html"))
+    assert "No confusion matrix: the run recorded none of its 201 labels" in page.shown
+    assert page.tags.count("svg") == 2  # curves, reliability diagram
 
 
 def test_a_step_evaluated_again_after_a_resume_counts_once(run):

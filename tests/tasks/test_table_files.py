@@ -64,6 +64,22 @@ def test_usual_names_are_found_whatever_their_case(tmp_path):
     assert rows.texts.to_pylist() == ["a", "b"]
 
 
+@pytest.mark.parametrize("label", [float("inf"), -float("inf"), 1e30, 0.5, float("nan")])
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
+def test_fractions_that_are_no_class_index_are_named_with_their_row(tmp_path, label, kind):
+    labels = pa.array([1.0, label], type=kind)
+    problem = "is not a whole number" if label == 0.5 or label != label else "is too large for a class index"
+    found = message(write(tmp_path / "data.parquet", ["a", "b"], labels))
+    assert f"row 2: column 'label' {problem}" in found
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_named_where_its_mark_is_there(tmp_path, encoding):
+    path = tmp_path / "data.csv"
+    path.write_bytes("\ufefftext,label\nä,1\n".encode(encoding))
+    assert "iconv -f utf-16 -t utf-8" in message(path)
+
+
 def test_byte_order_mark_and_windows_line_ends(tmp_path):
     path = tmp_path / "data.csv"
     path.write_bytes("\ufefftext,label\r\nä,1\r\n\r\nb,0\r\n".encode())

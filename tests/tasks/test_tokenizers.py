@@ -123,6 +123,8 @@ def refusal(spec):
 
 def test_refusals(tmp_path):
     assert "too small; give wordpiece-300 or more" in refusal("wordpiece-20")
+    assert "too large; give bpe-1000000 tokens at most" in refusal("bpe-1000001")
+    assert "too large; give bpe-1000000 tokens at most" in refusal("bpe-99999999999999")
     assert "needs a size, for example 'wordpiece-16000'" in refusal("wordpiece")
     assert "needs a size" in refusal("bpe-big")
     assert "is no folder" in refusal(tmp_path / "none")

@@ -22,6 +22,13 @@ def test_cuda_where_there_is_none_is_refused():
         hardware.resolve_device("cuda")
 
 
+def test_what_is_neither_a_device_nor_a_number_format_is_refused():
+    with pytest.raises(RequestError, match="device is 'cuda0'; give auto, cpu or cuda"):
+        hardware.resolve_device("cuda0")
+    with pytest.raises(RequestError, match="dtype is 'half'; give auto, bf16, fp16 or fp32"):
+        hardware.resolve_dtype("half", "cpu")
+
+
 def test_fp16_on_a_cpu_is_refused():
     with pytest.raises(RequestError, match="bf16 or fp32"):
         hardware.resolve_dtype("fp16", "cpu")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_trainer import interrupted_train, reproducible
+from test_trainer import interrupted_train, logged, reproducible
 from transformers import AutoModel
 
 from diffmix.errors import RequestError
@@ -56,12 +56,20 @@ def test_a_short_row_still_asks_for_a_token():
     assert batch["labels"].tolist() == [[7] + [-100] * 7]
 
 
-def test_a_fixed_seed_masks_alike():
-    rows = [{"input_ids": np.arange(5, 60)}]
-    fixed = collator(seed=1)
-    assert torch.equal(fixed(rows)["input_ids"], fixed(rows)["input_ids"])
-    drawn = collator()
-    assert not torch.equal(drawn(rows)["input_ids"], drawn(rows)["input_ids"])
+def test_masks_follow_from_seed_epoch_and_batch_alone():
+    rows, others = [{"input_ids": np.arange(5, 60)}], [{"input_ids": np.arange(6, 61)}]
+
+    def hidden(batch, seed=1, epoch=0):
+        collate = collator(seed=seed)
+        collate.set_epoch(epoch)
+        return collate(batch)["labels"] != IGNORED
+
+    torch.manual_seed(1)
+    first = hidden(rows)
+    torch.manual_seed(2)
+    assert torch.equal(hidden(rows), first)
+    for different in (hidden(rows, seed=2), hidden(rows, epoch=1), hidden(others)):
+        assert not torch.equal(different, first)
 
 
 def test_pretraining_is_done_once_and_the_classifier_starts_from_it(names_csv, tmp_path):
@@ -85,12 +93,15 @@ def test_pretraining_is_done_once_and_the_classifier_starts_from_it(names_csv, t
     assert not (output / "seed-0/pretraining").exists()
 
 
-def test_a_run_killed_in_pretraining_ends_as_the_uninterrupted_one(names_csv, tmp_path, monkeypatch):
-    recipe = load_recipe("text_file", [*SMALL, *PRETRAINING, "epochs=1"])
+@pytest.mark.parametrize("mid_epoch", [[], ["pretraining.eval_steps=4"]])
+def test_a_run_killed_in_pretraining_ends_as_the_uninterrupted_one(names_csv, tmp_path, monkeypatch, mid_epoch):
+    recipe = load_recipe("text_file", [*SMALL, *PRETRAINING, "epochs=1", *mid_epoch])
     whole = train(recipe, names_csv, tmp_path / "whole")
     interrupted_train(monkeypatch, 8, recipe, names_csv, tmp_path / "part")
     assert (tmp_path / "part/pretraining/checkpoints").is_dir()
     assert reproducible(train(recipe, names_csv, tmp_path / "part", resume=True)) == pytest.approx(reproducible(whole))
+    losses = [logged(tmp_path / f"{run}/pretraining", "validation/loss") for run in ("whole", "part")]
+    assert losses[0] == losses[1]
 
 
 def test_init_from_another_run(names_csv, tmp_path):

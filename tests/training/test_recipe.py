@@ -117,6 +117,9 @@ def test_auto_batch_size_keeps_a_fixed_effective_batch():
         ("epochs=many", "a number"),
         ("epochs=0", "more than 0"),
         ("epochs=.nan", "a number"),
+        ("adam_beta2=1", "0.99999 or less"),
+        ("tfidf_c=[1, 0]", "more than 0"),
+        ("report_to=[trackio, foo]", "'foo'; it accepts azure_ml"),
         ("batch_size=3.5", "a whole number"),
         ("batch_size=0", "1 or more"),
         ("label_smoothing=2", "0.99 or less"),
@@ -132,6 +135,12 @@ def test_auto_batch_size_keeps_a_fixed_effective_batch():
         ("pretraining.mask_probability=0", "more than 0"),
         ("epochs", "key=value"),
         ("extra_train=[", "YAML"),
+        ("text_column='a", "YAML"),
+        ("epochs=2024-13-41", "YAML"),
+        (f"seed={'9' * 5000}", "YAML"),
+        (f"seed=0x{'f' * 5000}", "a whole number"),
+        (f"limit={'9' * 400}", "a whole number"),
+        ("pretraining={epochs: 1, epochs: 2}", "YAML"),
         ("pretraining={1: 2}", "mapping"),
         ("self_training={null: 2}", "mapping"),
         ("max_length=1e300", "or less"),
@@ -146,12 +155,28 @@ def test_wrong_overrides_name_the_mend_on_one_line(override, expected):
         load_recipe("imdb", [override])
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("text", ["01", "010", "12:30", "yes", "2024-01-01", "2024-13-41", "a: b", "[x]", "1e3"])
+def test_overrides_of_text_are_taken_as_they_stand(text):
+    assert load_recipe("text_file", [f"text_column={text}"]).text_column == text
+    assert load_recipe("text_file", [f"text_column='{text}'"]).text_column == text
+
+
+def test_overrides_of_text_may_be_nothing():
+    for nothing in ("", "null", "~"):
+        assert load_recipe("text_file", ["text_column=a", f"text_column={nothing}"]).text_column is None
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
         ("", "no keys"),
+        ("epochs: 1\nseed: 2\nepochs: 3\n", "line 3: 'epochs' stands there twice"),
+        ("text_column: 2024-13-41\n", "month must be in 1"),
+        ("epochs: !!timestamp x\n", "one 'key: value' per line"),
+        ("epochs: " + "[" * 5000, "one 'key: value' per line"),
         ("- a\n- b\n", "no keys"),
         ("task: [1,\n", "line"),
         ("extends: nothing_like_it\n", "not found"),
@@ -223,6 +248,36 @@ def test_pretraining_takes_its_own_keys_and_inherits_the_rest():
     assert phase.pretraining is None
     assert phase.config["hidden_size"] == recipe.config["hidden_size"]
     assert load_recipe("imdb", ["pretraining=null"]).pretraining_recipe() is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["pretraining.hidden_size=32"],
+            "pretraining has hidden_size=32 and the run, which starts from it, hidden_size=",
+        ),
+        (["pretraining.tokenizer=bytes"], "pretraining has tokenizer='bytes' and the run"),
+        (["pretraining.class_token=true"], "class_token=True"),
+        (
+            ["num_hidden_layers=2", "pretraining.num_hidden_layers=3", "neighbor_shared_steps=false"],
+            "num_hidden_layers=3",
+        ),
+        (["self_training.hidden_size=32"], "the teacher, which starts from it, hidden_size=32"),
+    ],
+)
+def test_pretraining_that_nothing_could_start_from_is_refused(overrides, expected):
+    with pytest.raises(RequestError) as caught:
+        load_recipe("imdb", overrides)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_pretraining_may_have_fewer_layers_and_other_dropout():
+    fewer = ["num_hidden_layers=3", "pretraining.num_hidden_layers=2", "pretraining.hidden_dropout=0.3"]
+    phase = load_recipe("imdb", fewer).pretraining_recipe()
+    assert phase is not None
+    assert (phase.config["num_hidden_layers"], phase.config["hidden_dropout"]) == (2, 0.3)
 
 
 def test_pretraining_and_init_from_exclude_each_other():

@@ -297,6 +297,41 @@ def test_a_wrong_request_leaves_no_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model=distilbert", "hidden_size=16"], "model=distilbert: .* must divide"),
+        (["tokenizer=bpe-99999999999999"], "too large"),
+    ],
+)
+def test_keys_that_only_the_model_or_the_tokenizer_judges_leave_no_folder(names_csv, tmp_path, overrides, expected):
+    with pytest.raises(RequestError, match=expected):
+        train(load_recipe("text_file", overrides), names_csv, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("division"), OSError(errno.ENOSPC, "No space left on device")])
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_its_folder_to_the_next(
+    names_csv, tmp_path, monkeypatch, error
+):
+    def fail(*_, **__):
+        raise error
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(BucketedTrainer, "compute_loss", fail)
+        with pytest.raises((ZeroDivisionError, RunError)):
+            train(small("max_steps=1"), names_csv, folder)
+    assert not folder.exists()
+    assert train(small("max_steps=1", "seed=1"), names_csv, folder)["train/steps"] == 1
+
+
+def test_a_tracker_that_is_not_installed_is_named(names_csv, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    with pytest.raises(RequestError, match=r"report_to: Wandb.* to be installed"):
+        train(small("report_to=wandb"), names_csv, tmp_path / "run")
+
+
 @pytest.mark.parametrize("positions", ["none", "learned"])
 def test_positions_that_do_not_reach_max_length_are_refused(names_csv, tmp_path, positions):
     recipe = small("max_position_embeddings=4", f"position_embedding={positions}")
@@ -358,6 +393,8 @@ def test_a_loss_that_is_not_finite_names_step_and_mend(names_csv, tmp_path, monk
     [
         OSError(errno.ENOSPC, "No space left on device"),
         RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/1"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3264 vs 3156"),
+        RuntimeError("basic_ios::clear: iostream error"),
     ],
 )
 def test_no_space_left_is_one_line_and_the_run_continues(error, names_csv, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from diffmix.cli.predict import check_utf8
 from diffmix.errors import RequestError
 
 
@@ -28,10 +29,11 @@ def generate(
     num_beams: Annotated[
         int, typer.Option("--num_beams", "--num-beams", min=1, help="Beams of a search, in place of one path.")
     ] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the draws.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line a continuation.")] = False,
 ) -> None:
     """Go on with a text."""
+    check_utf8("--prompt", prompt)
     if top_p <= 0:
         raise RequestError(f"--top_p {top_p}: give a number over 0 and up to 1")
     if num_beams > 1 and num_samples > num_beams:

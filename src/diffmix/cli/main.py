@@ -31,6 +31,8 @@ from diffmix.cli.study import study
 from diffmix.cli.train import train
 from diffmix.errors import RequestError, RunError
 
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # CUDA's words, and a CPU's
+_NO_WAY = (errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)  # no path, or none that this user may take
 _ASSIGNMENT = re.compile(r"\w[\w.]*=")
 app = typer.Typer(
     name="diffmix",
@@ -128,8 +130,9 @@ def _explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError):
         if error.errno == errno.ENOSPC:
             return 1, f"no space left on the device ({error.filename or 'while writing'}): free some and start again"
-        return 1, f"{error.strerror or type(error).__name__}: {error.filename or error}"
-    if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+        mend = "; give another path, or make this one readable and writable" if error.errno in _NO_WAY else ""
+        return 1, f"{error.strerror or type(error).__name__}: {error.filename or error}{mend}"
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY):
         return 1, "out of memory: lower batch_size, micro_batch_size or max_length"
     return 1, f"{type(error).__name__}: {error} (DIFFMIX_DEBUG=1 shows where)"
 

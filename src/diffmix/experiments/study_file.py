@@ -32,6 +32,7 @@ import yaml
 
 from diffmix.errors import RequestError
 from diffmix.training.recipe import Recipe, load_recipe, shipped_recipes
+from diffmix.training.yaml_text import read_yaml
 
 SEED = "seed"
 _KEYS = ("name", "recipe", "set", "grid", "compare", "metrics")
@@ -126,19 +127,6 @@ def _label(values: Mapping[str, str]) -> str:
     return ", ".join(f"{axis}={value}" for axis, value in values.items())
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error, not the loss of the first."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str | int | float) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands there twice", key_node.start_mark)
-            seen.add(key if isinstance(key, str | int | float) else None)
-        return super().construct_mapping(node, deep)
-
-
 def _read(source: str) -> tuple[Path, dict[str, Any]]:
     """The folder that a study's recipes are looked for in, and its mapping."""
     shipped = shipped_studies()
@@ -155,13 +143,7 @@ def _read(source: str) -> tuple[Path, dict[str, Any]]:
         raise RequestError(
             f"study {source!r} not found: give a YAML file, or a shipped study; {_near(source, shipped)}"
         )
-    try:
-        content = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark is not None else ""
-        problem = " ".join(str(getattr(error, "problem", None) or "not YAML").split())
-        raise RequestError(f"study {source}{place}: {problem}; write 'key: value' lines") from None
+    content = read_yaml(text, f"study {source}")
     if not isinstance(content, dict):
         raise RequestError(f"study {source} holds no keys: write {', '.join(_KEYS)}, one 'key: value' each")
     return folder, content

@@ -20,7 +20,7 @@ class Evaluation:
     """What `evaluation.json` holds: where the model is wrong and how well it knows it."""
 
     labels: tuple[str, ...]  # [C]
-    confusion: NDArray[np.int64]  # [C, C], row = the label, column = the prediction
+    confusion: NDArray[np.int64]  # [C, C], row = the label, column = the prediction; [0, 0] where none was recorded
     reliability: tuple[Mapping[str, Any], ...]  # one a bin: low, high, confidence, accuracy, count
     split: str
     n: int
@@ -171,8 +171,8 @@ def _evaluation(path: Path) -> Evaluation:
     try:
         labels = tuple(str(label) for label in record["labels"])
         confusion = np.array(record["confusion"], dtype=np.int64)
-        if not labels and not confusion.size:
-            confusion = confusion.reshape(0, 0)  # of a language model
+        if not confusion.size:
+            confusion = confusion.reshape(0, 0)  # of a language model, or of many classes
         bins = tuple(
             {
                 "low": float(row["low"]),
@@ -188,7 +188,7 @@ def _evaluation(path: Path) -> Evaluation:
         raise RequestError(
             f"{path}: {type(error).__name__} {error} where an evaluation was expected; {_AGAIN}"
         ) from None
-    if confusion.shape != (len(labels), len(labels)) or (confusion < 0).any() or not bins:
+    if confusion.shape not in ((0, 0), (len(labels), len(labels))) or (confusion < 0).any() or not bins:
         raise RequestError(
             f"{path}: confusion has shape {list(confusion.shape)} for {len(labels)} labels and there are {len(bins)} "
             f"reliability bins; it must be square with a row of counts for each label; {_AGAIN}"
@@ -215,7 +215,8 @@ def _times(path: Path) -> Times:
 def _pool(evaluations: Iterable[Evaluation], folder: Path) -> Evaluation:
     """Several seeds' evaluations as one: their predictions put together."""
     first, *others = evaluations
-    if any(other.labels != first.labels or len(other.reliability) != len(first.reliability) for other in others):
+    shape = (first.labels, len(first.reliability), first.confusion.shape)
+    if any((other.labels, len(other.reliability), other.confusion.shape) != shape for other in others):
         raise RequestError(f"{folder}: its seeds have different labels or bins; report the seeds one by one")
     if not others:
         return first

@@ -39,9 +39,14 @@ def run_section(number: int, run: Run, album: Album) -> str:
 
 
 def _classifier_boxes(run: Run, evaluation: Evaluation, pooled: str, files: str, album: Album) -> str:
+    diagram = f"<h3>Reliability</h3>{_reliability(run, evaluation, pooled, files, album)}"
+    if not evaluation.confusion.size:
+        return (
+            f'<p class="note">No confusion matrix: the run recorded none of its {len(evaluation.labels):,} labels.</p>'
+            + _paired((diagram,), wide=None)
+        )
     matrix = f"<h3>Confusion matrix</h3>{_confusion(run, evaluation, pooled, files, album)}"
     pairs = f"<h3>Most confused</h3>{_confused_pairs(evaluation)}"
-    diagram = f"<h3>Reliability</h3>{_reliability(run, evaluation, pooled, files, album)}"
     # A large matrix takes the whole width; a small one shares it, and the list of pairs goes under both.
     boxes = (matrix, diagram, pairs) if len(evaluation.labels) <= 16 else (matrix, pairs, diagram)
     return _paired(boxes, wide=pairs if len(evaluation.labels) <= 16 else matrix)

@@ -78,7 +78,7 @@ def load_data_set(
     splits = dict(data_set.hub_splits)
     hub = data_set.elsewhere if data_set.hub is None else HubSource(data_set.hub, splits)
     source = find_source(name, data, hub, on_notice)
-    columns = Columns(label="label")
+    columns = Columns(label="label", option=None)
 
     def indexed(rows: Rows, place: Path) -> Examples:
         assert rows.labels is not None

@@ -28,12 +28,12 @@ def label_names(counts: dict[str, int], path: Path) -> tuple[str, ...]:
     if len(counts) < 2:
         raise RequestError(
             f"{path}: every row has the label {next(iter(counts))!r}; a classifier needs two classes or more "
-            "(another column? --set label_column=NAME)"
+            "(another column? train takes --set label_column=NAME)"
         )
     if max(counts.values()) < 2:
         raise RequestError(
             f"{path}: no label occurs twice ({len(counts)} labels in as many rows); is the label column right? "
-            "--set label_column=NAME"
+            "train takes --set label_column=NAME"
         )
     return in_order(counts)
 

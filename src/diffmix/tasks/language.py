@@ -125,7 +125,7 @@ def load_wikitext(name: str, data: str | Path | None = None, on_notice: Callable
     def read(split: str) -> Documents:
         if not source.has(split):
             raise RequestError(f"{form}: {source.name} has no {split} split; put {split}.parquet beside train.parquet")
-        rows, _ = source.read(split, Columns(labelled=False))
+        rows, _ = source.read(split, Columns(labelled=False, option=None))
         return Documents.of(articles(rows.texts.to_pylist()))
 
     return LanguageData(
@@ -167,7 +167,7 @@ def _raw_wikitext(folder: Path, data: str | Path | None, on_notice: Callable[[st
         "wikitext2_raw",
         common(word_level.train),
         common(word_level.validation),
-        lambda: Documents.of(articles(test.read("test", Columns(labelled=False))[0].texts.to_pylist())),
+        lambda: Documents.of(articles(test.read("test", Columns(labelled=False, option=None))[0].texts.to_pylist())),
         {
             "source": f"{test.name} (test)",
             "form": "raw",

@@ -13,6 +13,7 @@ import pyarrow.compute
 from diffmix.errors import RequestError
 
 pc: Any = pyarrow.compute  # its functions are made on import, where no type checker sees them
+_LARGEST_INDEX = 2.0**53  # up to which every whole number is a float
 TEXT_COLUMNS = ("text", "sentence", "review", "content", "document", "message", "comment", "body", "tweet", "title")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "sentiment", "topic", "language", "intent")
 
@@ -34,6 +35,9 @@ class Columns:
     label: str | None = None
     pair: str | None = None
     labelled: bool = True  # False: no label column is needed or read
+    option: str | None = (
+        "train's --set {kind}_column=NAME"  # that names another column, for messages; None: there is none
+    )
 
     def resolve(self, names: Sequence[str], path: Path) -> dict[str, str]:
         """Which of the file's `names` is the text, the label and the pair column."""
@@ -46,19 +50,21 @@ class Columns:
             if names.count(name) != 1:
                 problem = "has no column" if name not in names else "has more than one column"
                 raise RequestError(
-                    f"{path}: {problem} {name!r}; its columns are {_listed(names)}; name the {kind} column with "
-                    f"--set {kind}_column=NAME"
+                    f"{path}: {problem} {name!r}; its columns are {_listed(names)}; {self._mend(kind, name)}"
                 )
         return wanted
 
-    @staticmethod
-    def _find(kind: str, usual: Sequence[str], names: Sequence[str], path: Path) -> str:
+    def _mend(self, kind: str, name: str) -> str:
+        rename = f"give the {kind} column the name {name!r}"
+        return rename if self.option is None else f"name it with {self.option.format(kind=kind)}, or {rename}"
+
+    def _find(self, kind: str, usual: Sequence[str], names: Sequence[str], path: Path) -> str:
         lowered = {name.strip().lower(): name for name in reversed(names)}
         for name in usual:
             if name in lowered:
                 return lowered[name]
         raise RequestError(
-            f"{path}: no {kind} column among {_listed(names)}; name it with --set {kind}_column=NAME "
+            f"{path}: no {kind} column among {_listed(names)}; {self._mend(kind, usual[0])} "
             f"(found by itself: {', '.join(usual)})"
         )
 
@@ -112,6 +118,7 @@ def _arrow_labels(column: pa.Array, name: str, path: Path, first: int) -> pa.Lar
     column.validate(full=True)
     if pa.types.is_floating(column.type):
         _refuse(pc.invert(pc.equal(column, pc.floor(column))), name, "is not a whole number", path, first)
+        _refuse(pc.invert(pc.less(pc.abs(column), _LARGEST_INDEX)), name, "is too large for a class index", path, first)
         column = column.cast(pa.int64())
     if not (_is_string(column.type) or pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
         raise RequestError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +135,31 @@ def find_folder(
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
-    """The files of a split in `folder`: `train.csv`, or shards `train-00000-of-00002.parquet`; empty if there are none."""
+    """The files of a split in `folder`: `train.csv`, or shards `train-00000-of-00002.parquet`; empty if there are none.
+
+    Raises RequestError where shards are missing, or stand beside a whole file.
+    """
     if not folder.is_dir():
         return []
     for name in SPLIT_NAMES.get(split, (split,)):
         for extension in EXTENSIONS:
-            pattern = re.compile(rf"{re.escape(name)}(-\d+-of-\d+)?{re.escape(extension)}", re.IGNORECASE)
-            found = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
+            pattern = re.compile(rf"{re.escape(name)}(?:-(\d+)-of-(\d+))?{re.escape(extension)}", re.IGNORECASE)
+            found = {path: (match[1], match[2]) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))}
             if found:
-                return found
+                _check_shards(found)
+                return sorted(found)
     return []
+
+
+def _check_shards(found: Mapping[Path, tuple[str | None, str | None]]) -> None:
+    """Refuse files of a split (path → number and count of a shard, or twice None) that are not the whole of it."""
+    names = sorted(path.name for path in found)
+    folder = next(iter(found)).parent
+    if len(found) > 1 and (None, None) in found.values():
+        raise RequestError(f"{folder}: {names[0]} and {names[1]} are both there: keep one of them, or the shards alone")
+    shards = sorted((int(number), int(count)) for number, count in found.values() if number and count)
+    first = shards[0][0] if shards else 0  # shards are counted from 0, or from 1
+    if first > 1 or any(shard != (place, len(shards)) for place, shard in enumerate(shards, start=first)):
+        raise RequestError(
+            f"{folder}: of the shards beside {names[0]} some are missing, or too many: put all of one set there"
+        )

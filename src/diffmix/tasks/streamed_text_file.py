@@ -39,7 +39,7 @@ def stream_text_file(
             first_labels = len(counts)
         if len(counts) > 100_000:
             raise RequestError(
-                f"{path}: over 100,000 different labels; is the label column right? --set label_column=NAME"
+                f"{path}: over 100,000 different labels; is the label column right? train takes --set label_column=NAME"
             )
     total = sum(counts.values())
     if not total:

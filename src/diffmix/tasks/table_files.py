@@ -6,6 +6,7 @@ Whatever the bytes, reading either works or raises RequestError with one line th
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -103,9 +104,10 @@ def _decoded_lines(path: Path, file: Iterable[bytes]) -> Iterator[str]:
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
+            marked = number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
             raise RequestError(
                 f"{path}, line {number}: byte 0x{error.object[error.start]:02x} at offset {offset + error.start} is not UTF-8; "
-                "save the file as UTF-8 (for example: iconv -f latin1 -t utf-8)"
+                f"save the file as UTF-8 (for example: iconv -f {'utf-16' if marked else 'latin1'} -t utf-8)"
             ) from None
         offset += len(line)
 

@@ -28,6 +28,7 @@ _SPECIAL = {
 }
 _SPECIAL_WITHOUT_UNK = {kind: token for kind, token in _SPECIAL.items() if kind != "unk_token"}
 _SMALLEST_VOCABULARY = 300  # 256 bytes, the special tokens, and a few merges
+_LARGEST_VOCABULARY = 1_000_000
 
 
 def build_tokenizer(
@@ -46,9 +47,11 @@ def build_tokenizer(
     """
     trained = re.fullmatch(r"(wordpiece|bpe)-(\d+)", spec)
     if trained:
-        kind, size = trained[1], int(trained[2][:9])
+        kind, size = trained[1], int(trained[2][:9])  # the first nine digits are too many by themselves
         if size < _SMALLEST_VOCABULARY:
             raise RequestError(f"tokenizer: {spec!r} is too small; give {kind}-{_SMALLEST_VOCABULARY} or more tokens")
+        if size > _LARGEST_VOCABULARY:
+            raise RequestError(f"tokenizer: {spec!r} is too large; give {kind}-{_LARGEST_VOCABULARY} tokens at most")
         tokenizer, special = (_wordpiece if kind == "wordpiece" else _bpe)(_sequence(texts), size)
         return _finished(_with_class_token(tokenizer) if class_token else tokenizer, special, max_length)
     if spec == "bytes":

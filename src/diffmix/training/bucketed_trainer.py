@@ -119,10 +119,10 @@ class BucketedTrainer(Trainer):
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the batches, and rows that differ from epoch to epoch, which epoch begins, also after a resume."""
+    """Tells the batches, and rows or masks that differ from epoch to epoch, which epoch begins, also after a resume."""
 
-    def __init__(self, batches: LengthBucketedBatches, rows: Any, steps_per_epoch: int):
-        self.batches, self.rows, self.steps_per_epoch = batches, rows, steps_per_epoch
+    def __init__(self, batches: LengthBucketedBatches, rows: Any, collate: Any, steps_per_epoch: int):
+        self.batches, self.rows, self.collate, self.steps_per_epoch = batches, rows, collate, steps_per_epoch
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the epoch of the steps to come."""
@@ -130,6 +130,8 @@ class EpochCallback(TrainerCallback):
         if hasattr(self.rows, "set_epoch"):
             self.rows.set_epoch(epoch)
             self.batches.lengths = self.rows.lengths
+        if hasattr(self.collate, "set_epoch"):
+            self.collate.set_epoch(epoch)
         self.batches.set_epoch(epoch)
 
 

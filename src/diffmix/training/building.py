@@ -143,7 +143,21 @@ def build_classifier(recipe: Recipe, task: TaskData, tokenizer: Any, start: Path
         return model
     if pairs:
         return models.DiffmixForSequencePairClassification(config)
-    return with_attention(lambda: AutoModelForSequenceClassification.from_config(config), recipe.attn_implementation)
+    return drawn_model(recipe, lambda: AutoModelForSequenceClassification.from_config(config))
+
+
+def drawn_model(recipe: Recipe, make: Callable[[], Any]) -> Any:
+    """The model that `make` draws from a configuration, with the recipe's attention.
+
+    Raises RequestError where keys of the configuration, which other families judge only now, do not fit together.
+    """
+    try:
+        return with_attention(make, recipe.attn_implementation)
+    except RequestError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(". ")
+        raise RequestError(f"model={recipe.model}: {reason}; give model keys that fit together") from None
 
 
 def _check_backbone(start: Path, model: Any, loaded: dict[str, Any]) -> None:

@@ -219,17 +219,22 @@ class Fitter:
         )
         checkpoint = self.last_checkpoint()
         progress = Progress() if checkpoint is None else Progress.load(checkpoint)
-        trainer = BucketedTrainer(
-            model=model,
-            args=arguments,
-            data_collator=collate,
-            train_dataset=rows,
-            eval_dataset=rows,  # `validate` brings its own
-            batches=batches,
-            objective=objective,
-            validate=validate,
-            progress=progress,
-        )
+        try:
+            trainer = BucketedTrainer(
+                model=model,
+                args=arguments,
+                data_collator=collate,
+                train_dataset=rows,
+                eval_dataset=rows,  # `validate` brings its own
+                batches=batches,
+                objective=objective,
+                validate=validate,
+                progress=progress,
+            )
+        except (ImportError, RuntimeError) as error:
+            if not recipe.report_to or "install" not in str(error):
+                raise
+            raise RequestError(f"report_to: {' '.join(str(error).split())}") from None
         average = MovingAverage(model, recipe.ema_decay) if recipe.ema_decay > 0 else None
         if average is not None and checkpoint is not None:
             average.load(load_file(checkpoint / AVERAGED_WEIGHTS))
@@ -244,7 +249,7 @@ class Fitter:
         )
         trainer.record_with(recorder)
         if isinstance(batches, LengthBucketedBatches):
-            trainer.add_callback(EpochCallback(batches, rows, steps_per_epoch))
+            trainer.add_callback(EpochCallback(batches, rows, collate, steps_per_epoch))
         if self.rank:  # every process draws noise and dropout of its own
             torch.manual_seed(recipe.seed + 1_000_003 * self.rank)
         if not progress.stopped:  # else the run was killed after it stopped early

@@ -21,7 +21,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def resolve_device(device: str) -> str:
-    """`"cpu"` or `"cuda"` for a recipe's `device`. Raises RequestError for a CUDA device that is not there."""
+    """`"cpu"` or `"cuda"` for a recipe's `device`. Raises RequestError for any other, and a CUDA device that is not there."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise RequestError(f"device is {device!r}; give auto, cpu or cuda")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
@@ -32,8 +34,10 @@ def resolve_device(device: str) -> str:
 def resolve_dtype(dtype: str, device: str) -> str:
     """`"bf16"`, `"fp16"` or `"fp32"`; `"auto"` is bf16 where the hardware multiplies it natively, else fp32.
 
-    Raises RequestError for fp16 on a CPU, which has no gradient scaling, and bf16 on a GPU without it.
+    Raises RequestError for any other, for fp16 on a CPU, which has no gradient scaling, and bf16 on a GPU without it.
     """
+    if dtype not in ("auto", "bf16", "fp16", "fp32"):
+        raise RequestError(f"dtype is {dtype!r}; give auto, bf16, fp16 or fp32")
     if device == "cuda":
         supported = torch.cuda.is_bf16_supported(including_emulation=False)
         if dtype == "bf16" and not supported:

@@ -33,7 +33,7 @@ from diffmix.models.token_loss import IGNORED
 from diffmix.tasks.language import Documents, LanguageData, TokenWindows
 from diffmix.tasks.pixels import PixelImages, PixelWindows
 from diffmix.training.batching import RowSubset
-from diffmix.training.building import load_tokenizer, model_config
+from diffmix.training.building import drawn_model, load_tokenizer, model_config
 from diffmix.training.distributed import is_first_process
 from diffmix.training.gguf import load_gguf
 from diffmix.training.hardware import resolve_device, resolve_dtype
@@ -172,7 +172,7 @@ def train_language_model(run: Run, task: LanguageData) -> dict[str, Any]:
         if isinstance(text, PixelImages):
             config.pixel_levels = text.levels  # what tells it from a model of text
         kind: Any = models.DiffmixForCausalLM if recipe.model == "diffmix" else AutoModelForCausalLM.from_config
-        return with_attention(lambda: kind(config), recipe.attn_implementation)
+        return drawn_model(recipe, lambda: kind(config))
 
     def loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(**batch).loss

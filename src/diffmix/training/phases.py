@@ -19,7 +19,6 @@ from transformers import AutoModelForMaskedLM, set_seed
 import diffmix.models as models
 from diffmix.errors import RequestError
 from diffmix.evaluation import classification_metrics
-from diffmix.models.foreign_attention import with_attention
 from diffmix.models.token_loss import IGNORED
 from diffmix.tasks import TaskData
 from diffmix.tasks.encoding import PaddingCollator, StreamedDataset, encode, encode_texts, shortest_input
@@ -27,7 +26,14 @@ from diffmix.tasks.examples import Examples, StreamedExamples
 from diffmix.tasks.subword_dropout import SubwordDropout
 from diffmix.tasks.tokenizers import build_tokenizer
 from diffmix.training.batching import RowSubset, batches_by_tokens
-from diffmix.training.building import VALIDATION_SEED, build_classifier, load_tokenizer, model_config, start_embeddings
+from diffmix.training.building import (
+    VALIDATION_SEED,
+    build_classifier,
+    drawn_model,
+    load_tokenizer,
+    model_config,
+    start_embeddings,
+)
 from diffmix.training.distributed import is_first_process, on_first_process
 from diffmix.training.embeddings import amount_embeddings, ppmi_embeddings
 from diffmix.training.fitting import Fitter, Notice
@@ -174,11 +180,11 @@ class Run:
             set_seed(recipe.seed)
             config = model_config(recipe, tokenizer, len(tokenizer), {})
             kind: Any = models.DiffmixForMaskedLM if recipe.model == "diffmix" else AutoModelForMaskedLM.from_config
-            model = with_attention(lambda: kind(config), recipe.attn_implementation)
+            model = drawn_model(recipe, lambda: kind(config))
             self._start_embeddings(model, task, lambda: train_rows)
             return model
 
-        fitted = self.fitter.fit(build, train_rows, collator(), loss, objective, validate, "nll")
+        fitted = self.fitter.fit(build, train_rows, collator(seed=recipe.seed), loss, objective, validate, "nll")
         model = fitted.model
         metrics = {f"validation/{key}": value for key, value in validate(model).items()}
         # Hidden tokens stand for all of the held texts, whose bytes are known.

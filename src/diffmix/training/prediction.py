@@ -275,6 +275,12 @@ def trained_attention(folder: Path) -> dict[str, str]:
     )
 
 
+def trained_column(folder: Path) -> str | None:
+    """The text column that the recipe in a run's folder names; None: it names none."""
+    name = _recipe_keys(folder).get("text_column")
+    return None if name is None else str(name)
+
+
 def _recipe_keys(folder: Path) -> dict[str, Any]:
     """The recipe in a run's folder; empty for a model from elsewhere. Raises RunError where it is damaged."""
     file = folder / "recipe.yaml"

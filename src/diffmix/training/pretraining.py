@@ -5,6 +5,7 @@ B rows, N tokens.
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -27,15 +28,15 @@ def in_blocks(dataset: EncodedDataset, max_length: int) -> EncodedDataset:
 class MaskingCollator:
     """Batches of `PaddingCollator` with hidden tokens: labels [B, N] hold the ids that were hidden, IGNORED elsewhere.
 
-    Of the chosen tokens 80 % become the mask token, 10 % a random one, 10 % stay (BERT). Draws come from torch's global
-    generator, whose state checkpoints keep, or from `seed` anew for every batch, for evaluations that can be compared.
+    Of the chosen tokens 80 % become the mask token, 10 % a random one, 10 % stay (BERT). Draws follow from the seed, the epoch
+    and the batch, not from what was drawn before: batches are made ahead of their step, and a resumed run makes the same ones.
 
     Args:
         pad_token_id, mask_token_id, vocab_size: of the tokenizer.
         special_ids: tokens that are never hidden.
         probability: of a token to be chosen.
         longest, shortest: see `PaddingCollator`.
-        seed: None draws on.
+        seed: of the draws.
     """
 
     def __init__(
@@ -48,25 +49,29 @@ class MaskingCollator:
         probability: float,
         longest: int | None = None,
         shortest: int = 1,
-        seed: int | None = None,
+        seed: int = 0,
     ):
         self.pad = PaddingCollator(pad_token_id, longest, shortest)
+        self.epoch = 0
         self.mask_token_id, self.vocab_size, self.probability, self.seed = mask_token_id, vocab_size, probability, seed
         self.special_ids = torch.tensor(sorted(special_ids))
 
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch: each hides other tokens of the same batch."""
+        self.epoch = epoch
+
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Pad and mask `rows`. At least one token is chosen, so that the loss is defined."""
-        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
         batch = self.pad(rows)
         ids = batch["input_ids"]
+        random = np.random.default_rng((self.seed, self.epoch, zlib.crc32(ids.numpy().tobytes())))
         maskable = batch["attention_mask"].bool() & ~torch.isin(ids, self.special_ids)
-        draw = torch.rand(ids.shape, generator=generator)
+        draw, kind = torch.from_numpy(random.random((2, *ids.shape)))
         chosen = maskable & (draw < self.probability)
         if not chosen.any() and maskable.any():
             chosen.view(-1)[maskable.view(-1).nonzero()[0]] = True
         batch["labels"] = ids.masked_fill(~chosen, IGNORED)
-        kind = torch.rand(ids.shape, generator=generator)
-        random_ids = torch.randint(self.vocab_size, ids.shape, generator=generator)
+        random_ids = torch.from_numpy(random.integers(self.vocab_size, size=ids.shape))
         ids = torch.where(chosen & (kind < 0.8), self.mask_token_id, ids)
         batch["input_ids"] = torch.where(chosen & (kind >= 0.9), random_ids, ids)
         return batch

@@ -19,9 +19,34 @@ from typing import Any, Literal
 import yaml
 
 from diffmix.errors import RequestError
+from diffmix.training.yaml_text import read_yaml
 
 DEFAULT_BATCH_SIZE = 32
+_NOTHING = ("null", "Null", "NULL", "~")  # as YAML writes it
 PHASES = ("pretraining", "self_training")  # keys that hold a recipe's changes for a phase before the run itself
+
+# Keys that a phase shares with what starts from its weights: the tokenizer's, and those that decide our backbone's weights. (Of
+# layers, it may have fewer.)
+_SHARED = ("model", "tokenizer", "class_token")
+_SHAPES = (
+    "mixer",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "gated_mlp",
+    "position_embedding",
+    "attention_qk_norm",
+    "embedding_ngrams",
+    "embedding_buckets",
+    "norm",
+    "norm_placement",
+    "neighbor_alpha_mode",
+    "neighbor_heads",
+    "neighbor_tracks",
+    "neighbor_shared_steps",
+    "heat_time_mode",
+)
 
 # What a model learns from its data is not a choice of the recipe.
 _FOLLOWS = {
@@ -67,7 +92,7 @@ class Recipe:
     micro_batch_size: int | None = _key(None, low=1)  # examples in memory at once per process; auto: what fits
     learning_rate: float = _key(5e-4, above=0)  # the highest, of AdamW
     weight_decay: float = _key(0.01, low=0)  # of matrices; biases, norms and step sizes do not decay
-    adam_beta2: float = _key(0.999, low=0, high=1)  # of the squared gradients' moving average
+    adam_beta2: float = _key(0.999, low=0, high=0.99999)  # of the squared gradients' moving average
     warmup: float = _key(0.1, low=0)  # below 1 a fraction of all steps, from 1 on a number of steps
     schedule: Literal["linear", "cosine", "constant"] = _key("linear")  # of the learning rate after warmup
     clip: float = _key(1.0, low=0)  # gradient norm, 0: no clipping
@@ -102,7 +127,9 @@ class Recipe:
     # The TF-IDF baseline
     tfidf_ngrams: int = _key(2, low=1, high=5)  # words of the longest n-gram
     tfidf_min_count: int = _key(1, low=1)  # texts that an n-gram stands in, at least
-    tfidf_c: tuple[float, ...] = _key((1.0, 10.0, 100.0))  # inverse regularisation strengths; validation picks one
+    tfidf_c: tuple[float, ...] = _key(
+        (1.0, 10.0, 100.0), above=0
+    )  # inverse regularisation strengths; validation picks one
     # The model's own configuration keys that the recipe sets
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -139,6 +166,12 @@ class Recipe:
 @functools.cache
 def _training_fields() -> tuple[dataclasses.Field[Any], ...]:
     return tuple(field for field in dataclasses.fields(Recipe) if field.name not in ("name", "config"))
+
+
+@functools.cache
+def _text_keys() -> frozenset[str]:
+    hints = typing.get_type_hints(Recipe)
+    return frozenset(key for key, hint in hints.items() if hint in (str, str | None))
 
 
 def shipped_recipes() -> list[str]:
@@ -188,12 +221,33 @@ def recipe_from_mapping(mapping: Mapping[str, Any], *, name: str) -> Recipe:
                 value = None
             values[field.name] = _checked(field.name, value, hints[field.name], field.metadata)
     _check_starting_point(values)
+    _check_trackers(values.get("report_to", ()))
     recipe = Recipe(name=name, config=_checked_config(values.get("model", "diffmix"), mapping), **values)
-    if recipe.pretraining is not None:
-        recipe.pretraining_recipe()  # its keys are checked now, not after hours
-    if recipe.self_training is not None:
-        recipe.teacher_recipe()
+    # Their keys are checked now, not after hours.
+    phase, teacher = recipe.pretraining_recipe(), recipe.teacher_recipe()
+    if phase is not None:
+        _check_start(phase, recipe, "the run")
+        if teacher is not None and teacher.init_from is None:
+            _check_start(phase, teacher, "the teacher")
     return recipe
+
+
+def _check_start(phase: Recipe, later: Recipe, what: str) -> None:
+    """Refuse a pre-training whose weights or tokenizer `later` could not start from."""
+    different = [key for key in _SHARED if getattr(phase, key) != getattr(later, key)]
+    before, after = phase, later
+    if not different and later.model == "diffmix":
+        from diffmix.models import DiffmixConfig
+
+        before, after = DiffmixConfig(**phase.config), DiffmixConfig(**later.config)
+        different = [key for key in _SHAPES if getattr(before, key) != getattr(after, key)]
+        if before.num_hidden_layers > after.num_hidden_layers and not after.neighbor_shared_steps:
+            different.append("num_hidden_layers")
+    for key in different[:1]:
+        raise RequestError(
+            f"pretraining has {key}={getattr(before, key)!r} and {what}, which starts from it, {key}={getattr(after, key)!r}: "
+            "give both the same"
+        )
 
 
 def model_key_defaults(model: str) -> dict[str, Any]:
@@ -228,13 +282,7 @@ def _read(name: str, extending: tuple[str, ...] = ()) -> tuple[str, dict[str, An
         hint = f"did you mean {near[0]!r}? " if near else ""
         shipped = ", ".join(shipped_recipes())
         raise RequestError(f"recipe {name!r} not found: {hint}give a YAML file or one of {shipped}")
-    try:
-        mapping = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise RequestError(f"recipe {name}{place}: {problem}; write one 'key: value' per line") from None
+    mapping = read_yaml(text, f"recipe {name}")
     if not isinstance(mapping, dict) or not all(isinstance(key, str) for key in mapping):
         raise RequestError(f"recipe {name} holds no keys: write one 'key: value' per line")
     base = mapping.pop("extends", None)
@@ -247,16 +295,18 @@ def _read(name: str, extending: tuple[str, ...] = ()) -> tuple[str, dict[str, An
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """`key=value` texts as a mapping, values as YAML. Raises RequestError."""
+    """`key=value` texts as a mapping, values as YAML; those of keys that hold text as they stand. Raises RequestError."""
     changes: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise RequestError(f"--set {override!r}: write key=value, as in --set epochs=3")
+        key, text = key.strip(), text.strip()
+        as_it_stands = key.rpartition(".")[2] in _text_keys() and text[:1] not in ("'", '"') and text not in _NOTHING
         try:
-            changes[key.strip()] = yaml.safe_load(text) if text.strip() else ""
-        except yaml.YAMLError:
-            raise RequestError(f"--set {override!r}: the value is not valid YAML; quote it") from None
+            changes[key] = text if as_it_stands or not text else read_yaml(text, key)
+        except RequestError:
+            raise RequestError(f"--set {_shown(override)}: the value is not valid YAML; quote it") from None
     return changes
 
 
@@ -323,6 +373,17 @@ def _check_starting_point(values: Mapping[str, Any]) -> None:
         )
 
 
+def _check_trackers(names: Sequence[str]) -> None:
+    if names and list(names) not in (["all"], ["none"]):
+        from transformers.integrations import INTEGRATION_TO_CALLBACK
+
+        for name in names:
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise RequestError(
+                    f"recipe key 'report_to' is {name!r}; it accepts {', '.join(INTEGRATION_TO_CALLBACK)}"
+                )
+
+
 def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, float | None]) -> Any:
     """`value` in the type `hint` and within `limits`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -334,27 +395,35 @@ def _checked(key: str, value: Any, hint: Any, limits: Mapping[str, float | None]
         if value is None and "none" in arguments:
             return "none"
         if value not in arguments:
-            raise RequestError(f"recipe key {key!r} is {value!r}; it accepts {', '.join(arguments)}")
+            raise RequestError(f"recipe key {key!r} is {_shown(value)}; it accepts {', '.join(arguments)}")
         return value
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else [] if value is None or value == "" else [value]
         return tuple(_checked(key, item, arguments[0], limits) for item in items)
     if origin is Mapping:
         if not isinstance(value, Mapping) or not all(isinstance(inner, str) for inner in value):
-            raise RequestError(f"recipe key {key!r} is {value!r}; it accepts a mapping of keys, or null")
+            raise RequestError(f"recipe key {key!r} is {_shown(value)}; it accepts a mapping of keys, or null")
         return dict(value)
     converted = _converted(value, hint)
     if converted is None:
         accepts = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
-        raise RequestError(f"recipe key {key!r} is {value!r}; it accepts {accepts}")
+        raise RequestError(f"recipe key {key!r} is {_shown(value)}; it accepts {accepts}")
     low, above, high = (limits.get(name) for name in ("low", "above", "high"))
     if low is not None and not converted >= low:
-        raise RequestError(f"recipe key {key!r} is {value!r}; it accepts {low} or more")
+        raise RequestError(f"recipe key {key!r} is {_shown(value)}; it accepts {low} or more")
     if above is not None and not converted > above:
-        raise RequestError(f"recipe key {key!r} is {value!r}; it accepts more than {above}")
+        raise RequestError(f"recipe key {key!r} is {_shown(value)}; it accepts more than {above}")
     if high is not None and not converted <= high:
-        raise RequestError(f"recipe key {key!r} is {value!r}; it accepts {high} or less")
+        raise RequestError(f"recipe key {key!r} is {_shown(value)}; it accepts {high} or less")
     return converted
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # thousands of digits
+        return "a number of too many digits"
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _converted(value: Any, kind: type) -> Any:
@@ -367,7 +436,7 @@ def _converted(value: Any, kind: type) -> Any:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if number != number or number in (float("inf"), float("-inf")):
         return None

@@ -27,6 +27,7 @@ try:
 except ImportError:  # not on Windows: nobody guards against two processes in one folder there
     fcntl = None
 
+CONFUSION_CLASSES = 200  # of a confusion matrix at most: it grows with their square, and beyond that nobody reads it
 State = Literal["new", "unfinished", "finished"]
 
 
@@ -218,9 +219,9 @@ def write_evaluation(
     labels: Sequence[str] = (),
     confusion: np.ndarray | None = None,
 ) -> None:
-    """evaluation.json: the reliability diagram of n test predictions, and the confusion matrix of a classifier."""
+    """evaluation.json: the reliability diagram of n test predictions, and a classifier's confusion matrix, of few classes."""
     record = {"split": "test", "n": n, "labels": list(labels), "reliability": list(reliability)}
-    record["confusion"] = [] if confusion is None else confusion.tolist()
+    record["confusion"] = [] if confusion is None or len(confusion) > CONFUSION_CLASSES else confusion.tolist()
     write_json(folder / "evaluation.json", record)
 
 

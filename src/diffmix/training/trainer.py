@@ -30,6 +30,9 @@ from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import claim_folder, hold_folder, read_json, recorded_data, release_folder, write_json
 from diffmix.training.self_training import TAUGHT, label_texts, unlabelled_texts, with_taught_labels
 
+# What safetensors and torch.save say where nothing more can be written.
+_FULL = ("No space left", "os error 28", "PytorchStreamWriter failed", "] . unexpected pos", "iostream error")
+
 
 def train(
     recipe: Recipe,
@@ -45,7 +48,8 @@ def train(
 
     Raises:
         RequestError: the folder is in use, the data or a value is wrong. Nothing was changed.
-        RunError: the loss is not finite, no space is left, no whole checkpoint is left. The run can be resumed.
+        RunError: the loss is not finite, no space is left, no whole checkpoint is left. What was trained can be resumed; of a run
+            without a checkpoint nothing is left.
     """
     return _train_one(recipe, data, Path(output), resume, notice, resident_memory())
 
@@ -241,22 +245,21 @@ def _explained(folder: Path) -> Iterator[None]:
             raise
         raise RunError(_no_space(folder)) from error
     except Exception as error:  # safetensors and torch.save raise types of their own
-        text = str(error)
-        if "No space left" in text or "os error 28" in text or "PytorchStreamWriter failed" in text:
+        if any(words in str(error) for words in _FULL):
             raise RunError(_no_space(folder)) from error
         raise
 
 
 @contextlib.contextmanager
 def _undone(folder: Path, state: str) -> Iterator[None]:
-    """Leave an empty folder empty where the request turns out to be wrong; what was trained by then stays."""
+    """Leave an empty folder empty where the run fails; what was trained by then stays."""
     try:
         yield
-    except RequestError:
+    except Exception:
         if state == "new" and is_first_process() and not any(folder.rglob("model.safetensors")):
             release_folder(folder)
         raise
 
 
 def _no_space(folder: Path) -> str:
-    return f"no space left while writing {folder}: free some, then continue the run with --resume"
+    return f"no space left while writing {folder}: free some, then run the command again (with --resume where the folder is left)"

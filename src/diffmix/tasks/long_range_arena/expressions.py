@@ -103,6 +103,7 @@ def _check(ids: np.ndarray, offsets: np.ndarray, place: Callable[[int], str]) ->
     first = np.zeros(len(ids), dtype=bool)
     first[offsets[:-1][lengths > 0]] = True
     wrong = (depth == 0) != first  # a second root, or a `]` too many
+    wrong |= (depth < 0) | (first & (ids == CLOSE))  # which an operator behind it does not make good
     wrong[1:] |= operator[:-1] & (ids[1:] == CLOSE)
     # Rows are judged one after another, so a row that ends open spoils only those behind it.
     rows = np.searchsorted(offsets, np.flatnonzero(wrong), side="right")[:1] - 1
