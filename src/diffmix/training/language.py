@@ -27,7 +27,6 @@ from diffmix.evaluation.language import fit_text_temperature, language_metrics, 
 from diffmix.evaluation.streaming import StreamingCalibration
 from diffmix.models.attention import attention_option
 from diffmix.models.diffusion_time import recorded_times
-from diffmix.models.foreign_attention import with_attention
 from diffmix.models.positions import longest_input
 from diffmix.models.token_loss import IGNORED
 from diffmix.tasks.language import Documents, LanguageData, TokenWindows
