@@ -180,6 +180,21 @@ def test_evaluate_measures_a_whole_file_of_others(run_folder, names_csv, diffmix
     assert json.loads(out)["before/n"] == len(russian)
 
 
+def test_a_file_that_a_model_may_have_been_trained_on_is_not_measured_whole(diffmix, names_csv, run_folder, tmp_path):
+    held_out = json.loads((run_folder / "metrics.json").read_text())["test/n"]
+    moved = shutil.copy(names_csv, tmp_path / "moved.csv")
+    early = shutil.copytree(run_folder, tmp_path / "early")  # as earlier versions left runs
+    (early / "data.json").write_text(json.dumps({"data": str(names_csv)}))
+    assert json.loads(diffmix("evaluate", early, "--data", moved, "--json")[1])["test/n"] == held_out
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(names_csv, folder / "train.csv")
+    trained = tmp_path / "run"
+    assert diffmix("train", "text_file", "--data", folder, "--output", trained, *SETS, "--set", "max_steps=1")[0] == 0
+    measured = json.loads(diffmix("evaluate", trained, "--data", folder / "train.csv", "--json")[1])
+    assert measured["test/n"] == held_out
+
+
 def test_data_that_changed_since_training_are_said(diffmix, names_csv, tmp_path):
     file, folder = tmp_path / "own.csv", tmp_path / "run"
     shutil.copy(names_csv, file)
@@ -241,6 +256,8 @@ def test_predict_reads_the_column_that_was_trained_on_or_the_one_that_is_named(r
     arguments = ["predict", other, "--json", "--input", tmp_path / "rev.csv"]
     assert json.loads(diffmix(*arguments)[1])["label"] == "el"
     assert json.loads(diffmix(*arguments, "--text_column", "text")[1])["label"] == "ru"
+    (tmp_path / "rev.csv").write_text("n,text\n1,Германия\n")  # which lacks that column, and has a usual one
+    assert json.loads(diffmix(*arguments)[1])["label"] == "ru"
     (tmp_path / "rev.csv").write_text("a,b\nΓερμανία,1\n")
     for model in (other, run_folder):
         code, _, error = diffmix("predict", model, "--input", tmp_path / "rev.csv")

@@ -298,3 +298,11 @@ def test_squared_takes_large_keys_in_half_precision():
     found = heat_kernel_attention(*states, 50.0, form="squared")
     exact = reference.heat_kernel_attention(*(each.double() for each in states), 50.0, form="squared")
     torch.testing.assert_close(found.double(), exact, atol=0.02, rtol=0.02)
+
+
+def test_squared_takes_small_times_that_are_tensors_in_half_precision():
+    states = [torch.randn(1, 2, 6, 8).half() for _ in range(3)]
+    time = torch.full((2, 1, 1), 1e-4)
+    found = heat_kernel_attention(*states, time, form="squared")
+    exact = reference.heat_kernel_attention(*(each.double() for each in states), time.double(), form="squared")
+    torch.testing.assert_close(found.double(), exact, atol=0.02, rtol=0.02)

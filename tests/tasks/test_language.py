@@ -154,6 +154,17 @@ def test_a_folder_of_texts_is_cut_by_file(tmp_path):
     assert {text for part in parts for text in part.texts} == {f"file {number}" for number in range(20)}
 
 
+def test_what_runs_write_into_a_folder_of_texts_is_not_read(tmp_path):
+    for number in range(20):
+        (tmp_path / f"{number}.txt").write_text(f"file {number}")
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").touch()
+    (run / "README.md").write_text("a model")
+    data = load_language("plain_text", data=tmp_path)
+    assert sum(len(part.texts) for part in (data.train, data.validation, data.load_test())) == 20
+
+
 def test_a_folder_with_named_splits(tmp_path):
     for split in ("train", "validation"):
         (tmp_path / f"{split}.txt").write_text(split)

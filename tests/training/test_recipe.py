@@ -280,6 +280,27 @@ def test_pretraining_may_have_fewer_layers_and_other_dropout():
     assert (phase.config["num_hidden_layers"], phase.config["hidden_dropout"]) == (2, 0.3)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["mixer=heat_kernel", "pretraining.mixer=softmax", "self_training=null"],
+        ["mixer=softmax", "pretraining.neighbor_heads=2", "self_training=null"],
+        ["pretraining.embedding_buckets=1000"],
+    ],
+)
+def test_pretraining_whose_weights_fit_may_differ_in_other_keys(overrides):
+    assert load_recipe("imdb", overrides).pretraining_recipe() is not None
+
+
+def test_a_recipe_may_merge_a_mapping_into_another(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        "extends: imdb\npretraining: &phase {epochs: 7}\nself_training: {<<: *phase, learning_rate: 0.002}\n"
+    )
+    recipe = load_recipe(str(file))
+    assert recipe.self_training == {"epochs": 7, "learning_rate": 0.002}
+
+
 def test_pretraining_and_init_from_exclude_each_other():
     with pytest.raises(RequestError, match="drop the other"):
         load_recipe("imdb", ["init_from=somewhere"])

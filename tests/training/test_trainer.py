@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import errno
 import itertools
@@ -254,6 +255,22 @@ def test_of_a_folder_of_data_the_files_of_its_splits_are_remembered(names_csv, t
     shutil.copy(names_csv, data / "test.csv")
     with pytest.raises(RequestError, match=r"test\.csv has changed"):
         train(small("max_steps=1"), data, folder, resume=True)
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_left_alone(finished, names_csv, tmp_path, monkeypatch):
+    folder, metrics = shutil.copytree(finished[0], tmp_path / "run"), finished[0] / "metrics.json"
+    (folder / "metrics.json").unlink()
+    recipe = load_recipe(str(folder / "recipe.yaml"))
+
+    @contextlib.contextmanager
+    def held(folder):
+        shutil.copy(metrics, folder / "metrics.json")
+        yield
+
+    monkeypatch.setattr(trainer, "hold_folder", held)
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert train(recipe, names_csv, folder, resume=True) == json.loads(metrics.read_text())
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_a_run_that_is_being_trained_is_not_joined(names_csv, tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ def predict(
 
     classifier = load_classifier(model)
     source: Iterable[str] = texts or (
-        _file_texts(input_, text_column or trained_column(model)) if input_ is not None else _lines(sys.stdin.buffer)
+        _file_texts(input_, text_column, trained_column(model)) if input_ is not None else _lines(sys.stdin.buffer)
     )
     rows = _predicted(classifier, source)
     if output is None:
@@ -121,7 +121,7 @@ def _lines(file: Iterable[bytes], name: str = "standard input") -> Iterator[str]
             raise RequestError(f"{name} line {number} is not UTF-8 (byte {error.start}): convert it first") from None
 
 
-def _file_texts(path: Path, text_column: str | None) -> Iterator[str]:
+def _file_texts(path: Path, text_column: str | None, trained_column: str | None) -> Iterator[str]:
     from diffmix.tasks.rows import Columns
     from diffmix.tasks.table_files import iter_rows
 
@@ -131,7 +131,8 @@ def _file_texts(path: Path, text_column: str | None) -> Iterator[str]:
         with path.open("rb") as file:
             yield from _lines(file, str(path))
         return
-    for rows in iter_rows(path, Columns(text=text_column, labelled=False, option="--text_column NAME")):
+    columns = Columns(text=text_column, labelled=False, usual_text=trained_column, option="--text_column NAME")
+    for rows in iter_rows(path, columns):
         yield from rows.texts.to_pylist()
 
 

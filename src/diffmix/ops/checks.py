@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
-from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ def check_neighbor_diffusion(
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}; give [offsets, out, in], or [offsets, heads, out, in] for heads"
         )
-    if not offsets or any(isinstance(offset, bool) or not isinstance(offset, Integral) for offset in offsets):
+    if not offsets or not all(map(_is_integer, offsets)):
         raise ValueError(f"offsets is {offsets!r}; give one integer or more, such as (-1, 0, 1)")
     if len(set(offsets)) != len(offsets):
         raise ValueError(f"offsets is {offsets!r}; name each neighbour once")
@@ -53,6 +53,14 @@ def check_neighbor_diffusion(
         raise ValueError(f"boundary is {boundary!r}; give one of {', '.join(map(repr, BOUNDARIES))}")
     if padding_mask is not None:
         check_padding_mask(padding_mask, hidden.shape[0], hidden.shape[1])
+
+
+def _is_integer(offset: object) -> bool:
+    try:
+        operator.index(offset)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        return False
+    return not isinstance(offset, bool)
 
 
 def check_padding_mask(padding_mask: Tensor, batch: int, tokens: int) -> None:

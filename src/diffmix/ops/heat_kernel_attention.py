@@ -141,7 +141,7 @@ def _norm(x: Tensor) -> Tensor:
 class _WithHalfNorm(torch.autograd.Function):
     """[k, -‖k‖²/2, 0 …]: one more channel, in two parts where one would round it, filled up to a multiple of 8.
 
-    The channel is in units of `_unit`, which queries carry: in fp16 the square of a norm soon overflows.
+    The channel is in units of `unit`, which queries carry: in fp16 the square of a norm soon overflows.
 
     In one copy forward and one pass backward, since on short rows copies are what the form costs.
     """
@@ -149,37 +149,34 @@ class _WithHalfNorm(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(key: Tensor) -> Tensor:
-        return _with_half_norm(key)
+    def forward(key: Tensor, unit: float) -> Tensor:
+        return _with_half_norm(key, unit)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        key, ctx.unit = inputs
+        ctx.save_for_backward(key)
+        ctx.save_for_forward(key)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
         (key,) = ctx.saved_tensors
-        spare = _with_half_norm(key).shape[-1] - key.shape[-1] - 1
-        along = (key * tangents[0]).sum(dim=-1, keepdim=True) * (-1 / _unit(key.dtype))
+        spare = _with_half_norm(key, ctx.unit).shape[-1] - key.shape[-1] - 1
+        along = (key * tangents[0]).sum(dim=-1, keepdim=True) * (-1 / ctx.unit)
         return F.pad(torch.cat([tangents[0], along], dim=-1), (0, spare))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (key,) = ctx.saved_tensors
         channels = key.shape[-1]
         # Queries carry the same in every further channel, so the first of them has the gradient of the norm.
         first = grads[0][..., channels : channels + 1]
-        return torch.addcmul(grads[0][..., :channels], key, first, value=-1 / _unit(key.dtype))
+        return torch.addcmul(grads[0][..., :channels], key, first, value=-1 / ctx.unit), None
 
 
-def _unit(dtype: torch.dtype) -> float:
-    return 16.0 if dtype is torch.float16 else 1.0
-
-
-def _with_half_norm(key: Tensor) -> Tensor:
+def _with_half_norm(key: Tensor, unit: float) -> Tensor:
     exact = torch.promote_types(key.dtype, torch.float32)
-    half_norm = torch.linalg.vector_norm(key, dim=-1, keepdim=True, dtype=exact).square() * (-0.5 / _unit(key.dtype))
+    half_norm = torch.linalg.vector_norm(key, dim=-1, keepdim=True, dtype=exact).square() * (-0.5 / unit)
     parts = [half_norm.to(key.dtype)]
     if key.dtype in (torch.bfloat16, torch.float16):
         parts.append((half_norm - parts[0].to(exact)).to(key.dtype))
@@ -199,9 +196,11 @@ def _prepared(
         query, key = unit(query), unit(key)
     elif form == "squared":
         channels = query.shape[-1]
-        key = with_half_norm(key)
+        # A time that is a tensor is folded into queries, where a small one would make a unit overflow in turn.
+        unit = 16.0 if key.dtype is torch.float16 and not isinstance(time, Tensor) else 1.0
+        key = with_half_norm(key, unit)
         # The parts of the norm count once each; what only fills up meets zeros.
-        further = query.new_full((*query.shape[:-1], key.shape[-1] - channels), _unit(query.dtype))
+        further = query.new_full((*query.shape[:-1], key.shape[-1] - channels), unit)
         query = torch.cat([query, further], dim=-1)
         value = F.pad(value, (0, key.shape[-1] - channels))  # the fused kernels want one head size
     if isinstance(time, Tensor):

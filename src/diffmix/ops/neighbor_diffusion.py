@@ -208,9 +208,12 @@ def _goes_round(hidden: Tensor, offsets: Sequence[int], boundary: str) -> bool:
 def _from_round(hidden: Tensor, offset: int, padding_mask: Tensor | None) -> Tensor:
     """h_{(i + o) mod L} of rows that close on their own length L."""
     rows, tokens, _ = hidden.shape
+    lengths = [tokens] * rows if padding_mask is None else padding_mask.sum(dim=1).clamp(min=1).tolist()
+    shift, length = (
+        torch.tensor([[offset % length, length] for length in lengths], device=hidden.device).unsqueeze(2).unbind(1)
+    )
     place = torch.arange(tokens, device=hidden.device).expand(rows, tokens)
-    length = tokens if padding_mask is None else padding_mask.sum(dim=1, keepdim=True).clamp(min=1)
-    return unalign(hidden, (place + offset).remainder(length))
+    return unalign(hidden, (place + shift).remainder(length))
 
 
 def _wrap_ends(hidden: Tensor, before: int, after: int, padding_mask: Tensor | None) -> Tensor:

@@ -222,8 +222,10 @@ def load_tiny_shakespeare(data: str | Path | None) -> LanguageData:
 
 
 def plain_text_files(folder: Path) -> list[Path]:
-    """The files of plain text in a folder, also further down."""
-    return sorted(file for file in folder.rglob("*") if file.suffix in _ENDINGS and file.is_file())
+    """The files of plain text in a folder, also further down, but for those that runs wrote there."""
+    runs = {recipe.parent for recipe in folder.rglob("recipe.yaml")} - {folder}
+    found = (file for file in folder.rglob("*") if file.suffix in _ENDINGS and file.is_file())
+    return sorted(file for file in found if runs.isdisjoint(file.parents))
 
 
 def load_plain_text(data: str | Path | None, seed: int) -> LanguageData:

@@ -35,13 +35,15 @@ class Columns:
     label: str | None = None
     pair: str | None = None
     labelled: bool = True  # False: no label column is needed or read
+    usual_text: str | None = None  # a name of the text column to look for before the usual ones
     option: str | None = (
         "train's --set {kind}_column=NAME"  # that names another column, for messages; None: there is none
     )
 
     def resolve(self, names: Sequence[str], path: Path) -> dict[str, str]:
         """Which of the file's `names` is the text, the label and the pair column."""
-        wanted = {"text": self.text or self._find("text", TEXT_COLUMNS, names, path)}
+        likely = TEXT_COLUMNS if self.usual_text is None else (self.usual_text, *TEXT_COLUMNS)
+        wanted = {"text": self.text or self._find("text", likely, names, path)}
         if self.labelled:
             wanted["label"] = self.label or self._find("label", LABEL_COLUMNS, names, path)
         if self.pair is not None:
@@ -61,8 +63,8 @@ class Columns:
     def _find(self, kind: str, usual: Sequence[str], names: Sequence[str], path: Path) -> str:
         lowered = {name.strip().lower(): name for name in reversed(names)}
         for name in usual:
-            if name in lowered:
-                return lowered[name]
+            if name in names or name.strip().lower() in lowered:
+                return name if name in names else lowered[name.strip().lower()]
         raise RequestError(
             f"{path}: no {kind} column among {_listed(names)}; {self._mend(kind, usual[0])} "
             f"(found by itself: {', '.join(usual)})"

@@ -25,8 +25,8 @@ DEFAULT_BATCH_SIZE = 32
 _NOTHING = ("null", "Null", "NULL", "~")  # as YAML writes it
 PHASES = ("pretraining", "self_training")  # keys that hold a recipe's changes for a phase before the run itself
 
-# Keys that a phase shares with what starts from its weights: the tokenizer's, and those that decide our backbone's weights. (Of
-# layers, it may have fewer.)
+# Keys that a phase shares with what starts from its weights; and those that may decide our backbone's weights, to name one of
+# them where the weights do not fit. (Of layers, it may have fewer.)
 _SHARED = ("model", "tokenizer", "class_token")
 _SHAPES = (
     "mixer",
@@ -46,6 +46,7 @@ _SHAPES = (
     "neighbor_tracks",
     "neighbor_shared_steps",
     "heat_time_mode",
+    "num_hidden_layers",
 )
 
 # What a model learns from its data is not a choice of the recipe.
@@ -240,14 +241,33 @@ def _check_start(phase: Recipe, later: Recipe, what: str) -> None:
         from diffmix.models import DiffmixConfig
 
         before, after = DiffmixConfig(**phase.config), DiffmixConfig(**later.config)
-        different = [key for key in _SHAPES if getattr(before, key) != getattr(after, key)]
-        if before.num_hidden_layers > after.num_hidden_layers and not after.neighbor_shared_steps:
-            different.append("num_hidden_layers")
+        if not _fits(before, after):
+            different = [key for key in _SHAPES if getattr(before, key) != getattr(after, key)]
     for key in different[:1]:
         raise RequestError(
             f"pretraining has {key}={getattr(before, key)!r} and {what}, which starts from it, {key}={getattr(after, key)!r}: "
             "give both the same"
         )
+
+
+def _fits(before: Any, after: Any) -> bool:
+    """Whether a backbone of the configuration `after` takes all weights of one of `before`, and draws none but whole layers."""
+    import torch
+
+    from diffmix.models import DiffmixModel
+
+    with torch.device("meta"):
+        held, wanted = (
+            {key: weight.shape for key, weight in DiffmixModel(config).state_dict().items()}
+            for config in (before, after)
+        )
+
+    def part(key: str) -> str:
+        return ".".join(key.split(".")[:2])  # a layer, or a tensor outside of them
+
+    parts = {part(key) for key in held}
+    drawn = {key for key in wanted.keys() - held.keys() if not key.startswith("layers.") or part(key) in parts}
+    return not drawn and all(wanted.get(key) == shape for key, shape in held.items())
 
 
 def model_key_defaults(model: str) -> dict[str, Any]:

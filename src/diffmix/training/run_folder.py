@@ -108,9 +108,11 @@ def _started_with(folder: Path) -> dict[str, Any]:
 
 
 def was_trained_on(folder: Path, data: Path, task: str) -> bool:
-    """Whether a run was started with `data`, also where that lies elsewhere now."""
+    """Whether a run was started with `data`, also where that lies elsewhere now, or with a folder that holds it."""
     kept, path = _started_with(folder), _path(data)
-    return kept.get("data") == path or (bool(kept.get("files")) and kept["files"] == _fingerprints(path, task))
+    if kept.get("data") == path or "files" not in kept:  # earlier versions did not keep what tells
+        return True
+    return not set(kept["files"].values()).isdisjoint(_fingerprints(path, task).values())
 
 
 def changed_data(folder: Path, task: str) -> Path | None:
@@ -130,8 +132,7 @@ def _fingerprints(data: str | None, task: str) -> dict[str, str]:
     root = Path(data)
     files = [root]
     if root.is_dir():
-        files = [file for place in (root / task, root) for split in SPLIT_NAMES for file in split_files(place, split)]
-        files += plain_text_files(root) if task == "plain_text" else []
+        files = plain_text_files(root) if task == "plain_text" else _tables(root / task) or _tables(root)
     found = {}
     for file in files:
         with contextlib.suppress(OSError):  # what cannot be read is refused, with its reason, where it is read
@@ -139,6 +140,12 @@ def _fingerprints(data: str | None, task: str) -> dict[str, str]:
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()
             found[str(file.relative_to(root))] = f"{file.stat().st_size} {digest}"
     return found
+
+
+def _tables(folder: Path) -> list[Path]:
+    with contextlib.suppress(RequestError):  # what is wrong with them is said where they are read
+        return [file for split in SPLIT_NAMES for file in split_files(folder, split)]
+    return []
 
 
 def _path(data: Path | str | None) -> str | None:

@@ -78,6 +78,8 @@ def train_seeds(
         return _finished(output, notice)
     data = recorded_data(output)
     with _held(output), _explained(output), _undone(output, state):
+        if _is_finished(output):
+            return _finished(output, notice)
         pretrained = taught = None
         if recipe.pretraining is not None:
             pretrained = _pretrain(recipe, data, output / "pretraining", notice, baseline)
@@ -137,6 +139,8 @@ def _train_one(
         from diffmix.training.baselines import train_tfidf
 
         with _held(folder), _explained(folder), _undone(folder, state):
+            if _is_finished(folder):
+                return _finished(folder, notice)
             task = recipe_data(recipe, recorded_data(folder), notice)
             return train_tfidf(recipe, task, folder, baseline, notice)
     device = resolve_device(recipe.device)
@@ -146,6 +150,8 @@ def _train_one(
     if state == "finished":
         return _finished(folder, notice)
     with _held(folder), _explained(folder), _undone(folder, state):
+        if _is_finished(folder):
+            return _finished(folder, notice)
         data = recorded_data(folder)
         if recipe.pretraining is not None and pretrained is None:
             pretrained = _pretrain(recipe, data, folder / "pretraining", notice, baseline)
@@ -178,6 +184,11 @@ def _with_attention_of_start(recipe: Recipe) -> Recipe:
     if recipe.init_from is None or recipe.attn_implementation is not None or recipe.model in ("diffmix", "tfidf"):
         return recipe
     return recipe.replace(**trained_attention(Path(recipe.init_from)))
+
+
+def _is_finished(folder: Path) -> bool:
+    """Asked again once the folder is held: another process may have finished it meanwhile."""
+    return (folder / "metrics.json").is_file()
 
 
 def _finished(folder: Path, notice: Notice) -> dict[str, Any]:
