@@ -173,9 +173,7 @@ def diffused_eigenvalue(mu: np.ndarray, coefficients: Sequence[float]) -> np.nda
 
 def _random_pairs(n: int, degree: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """The n·degree/2 different pairs of a graph in which each of n tokens is in `degree` pairs."""
-    if degree > 0.9 * (
-        n - 1
-    ):  # all pairs but those of a sparse graph: hardly an exchange would fit into a nearly full one
+    if degree > 0.9 * (n - 1):  # all pairs but those of a sparse graph: a nearly full one leaves no exchange
         left_out = np.zeros((n, n), dtype=bool)
         if degree < n - 1:
             left_out[_random_pairs(n, n - 1 - degree, random)] = True

@@ -264,6 +264,10 @@ def test_pretraining_takes_its_own_keys_and_inherits_the_rest():
             "num_hidden_layers=3",
         ),
         (["self_training.hidden_size=32"], "the teacher, which starts from it, hidden_size=32"),
+        (
+            ["pretraining.neighbor_offsets=[-2, -1, 0, 1, 2]"],
+            "pretraining has neighbor_offsets=[-2, -1, 0, 1, 2] and the run",
+        ),
     ],
 )
 def test_pretraining_that_nothing_could_start_from_is_refused(overrides, expected):

@@ -209,11 +209,11 @@ def _from_round(hidden: Tensor, offset: int, padding_mask: Tensor | None) -> Ten
     """h_{(i + o) mod L} of rows that close on their own length L."""
     rows, tokens, _ = hidden.shape
     lengths = [tokens] * rows if padding_mask is None else padding_mask.sum(dim=1).clamp(min=1).tolist()
-    shift, length = (
-        torch.tensor([[offset % length, length] for length in lengths], device=hidden.device).unsqueeze(2).unbind(1)
-    )
-    place = torch.arange(tokens, device=hidden.device).expand(rows, tokens)
-    return unalign(hidden, (place + shift).remainder(length))
+    shift = torch.tensor(
+        [offset % length for length in lengths], device=hidden.device
+    )  # in Python, for offsets of any size
+    place = torch.arange(tokens, device=hidden.device) + shift[:, None]
+    return unalign(hidden, place.remainder(torch.tensor(lengths, device=hidden.device)[:, None]))
 
 
 def _wrap_ends(hidden: Tensor, before: int, after: int, padding_mask: Tensor | None) -> Tensor:

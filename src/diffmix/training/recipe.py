@@ -25,29 +25,7 @@ DEFAULT_BATCH_SIZE = 32
 _NOTHING = ("null", "Null", "NULL", "~")  # as YAML writes it
 PHASES = ("pretraining", "self_training")  # keys that hold a recipe's changes for a phase before the run itself
 
-# Keys that a phase shares with what starts from its weights; and those that may decide our backbone's weights, to name one of
-# them where the weights do not fit. (Of layers, it may have fewer.)
-_SHARED = ("model", "tokenizer", "class_token")
-_SHAPES = (
-    "mixer",
-    "hidden_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-    "gated_mlp",
-    "position_embedding",
-    "attention_qk_norm",
-    "embedding_ngrams",
-    "embedding_buckets",
-    "norm",
-    "norm_placement",
-    "neighbor_alpha_mode",
-    "neighbor_heads",
-    "neighbor_tracks",
-    "neighbor_shared_steps",
-    "heat_time_mode",
-    "num_hidden_layers",
-)
+_SHARED = ("model", "tokenizer", "class_token")  # keys that a phase shares with what starts from its weights
 
 # What a model learns from its data is not a choice of the recipe.
 _FOLLOWS = {
@@ -241,8 +219,7 @@ def _check_start(phase: Recipe, later: Recipe, what: str) -> None:
         from diffmix.models import DiffmixConfig
 
         before, after = DiffmixConfig(**phase.config), DiffmixConfig(**later.config)
-        if not _fits(before, after):
-            different = [key for key in _SHAPES if getattr(before, key) != getattr(after, key)]
+        different = [] if _fits(before, after) else [_culprit(before, after)]
     for key in different[:1]:
         raise RequestError(
             f"pretraining has {key}={getattr(before, key)!r} and {what}, which starts from it, {key}={getattr(after, key)!r}: "
@@ -268,6 +245,20 @@ def _fits(before: Any, after: Any) -> bool:
     parts = {part(key) for key in held}
     drawn = {key for key in wanted.keys() - held.keys() if not key.startswith("layers.") or part(key) in parts}
     return not drawn and all(wanted.get(key) == shape for key, shape in held.items())
+
+
+def _culprit(before: Any, after: Any) -> str:
+    """A key by which two configurations differ whose weights do not fit: one that keeps them from it alone, if there is one."""
+    kept = after.to_dict()
+    different = [key for key, value in before.to_dict().items() if kept.get(key) != value]
+    for key in different:
+        try:
+            alone = type(after)(**{**kept, key: getattr(before, key)})
+        except ValueError:  # it fits nothing else either
+            return key
+        if not _fits(alone, after):
+            return key
+    return different[0]
 
 
 def model_key_defaults(model: str) -> dict[str, Any]:
