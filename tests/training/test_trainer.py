@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diffmix.errors import RequestError, RunError
-from diffmix.training import callbacks, losses, phases, trainer
+from diffmix.training import callbacks, fitting, losses, phases, trainer
 from diffmix.training.bucketed_trainer import BucketedTrainer
 from diffmix.training.building import recipe_data
 from diffmix.training.checkpoints import find_checkpoints
@@ -188,6 +188,23 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(extra, names_csv, tmp_path,
     resumed = train(recipe, names_csv, tmp_path / "part", resume=True)
     assert reproducible(resumed) == reproducible(whole)
     assert (tmp_path / "part/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    assert logged(tmp_path / "part", "step") == logged(tmp_path / "whole", "step")
+
+
+@pytest.mark.parametrize("length", [["max_steps=7"], ["epochs=1.5"], ["epochs=2"]])
+def test_a_run_killed_after_its_last_checkpoint_makes_no_further_step(length, names_csv, tmp_path, monkeypatch):
+    recipe = small(*length, "schedule=constant", "evaluations_per_epoch=2")
+    whole = train(recipe, names_csv, tmp_path / "whole")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "load_weights", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, names_csv, tmp_path / "part")
+    resumed = train(recipe, names_csv, tmp_path / "part", resume=True)
+    assert reproducible(resumed) == reproducible(whole)
     assert logged(tmp_path / "part", "step") == logged(tmp_path / "whole", "step")
 
 

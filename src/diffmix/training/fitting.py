@@ -252,7 +252,8 @@ class Fitter:
             trainer.add_callback(EpochCallback(batches, rows, collate, steps_per_epoch))
         if self.rank:  # every process draws noise and dropout of its own
             torch.manual_seed(recipe.seed + 1_000_003 * self.rank)
-        if not progress.stopped:  # else the run was killed after it stopped early
+        # Else the run was killed after its last step, or after it stopped early; Trainer would add a step.
+        if not progress.stopped and (checkpoint is None or checkpoint_step(checkpoint) < max_steps):
             reset_peak_memory()
             try:
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
