@@ -10,7 +10,10 @@ from test_trainer import interrupted_train, logged, reproducible
 from transformers import AutoModel
 
 from diffmix.errors import RequestError
+from diffmix.tasks import load_task
 from diffmix.tasks.encoding import EncodedDataset
+from diffmix.tasks.long_range_arena import generated
+from diffmix.tasks.long_range_arena.listops import Grammar
 from diffmix.training import phases, trainer
 from diffmix.training.pretraining import IGNORED, MaskingCollator, in_blocks
 from diffmix.training.recipe import load_recipe
@@ -117,8 +120,8 @@ def test_init_from_another_run(names_csv, tmp_path):
     assert not (tmp_path / "third").exists()
 
 
-def test_a_single_text_is_too_few(names_csv, tmp_path):
-    with pytest.raises(RequestError, match="two texts or more"):
+def test_a_single_row_is_too_few(names_csv, tmp_path):
+    with pytest.raises(RequestError, match="two rows or more"):
         train(load_recipe("text_file", [*SMALL, *PRETRAINING, "limit=1"]), names_csv, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -180,3 +183,29 @@ def test_a_texts_mean_state_can_help_to_restore_its_tokens(names_csv, tmp_path):
     masked = load_file(tmp_path / "run/pretraining/model.safetensors")
     assert masked["context.weight"].abs().max() > 0
     assert not any(name.startswith("context") for name in load_file(tmp_path / "run/model.safetensors"))
+
+
+def test_pixels_are_restored_where_a_task_has_no_texts(tmp_path):
+    keys = ["hidden_size=32", "num_hidden_layers=2", "neighbor_offsets=[-8, -1, 0, 1, 8]", "dtype=fp32", "max_steps=1"]
+    phase = ["pretraining.epochs=8", "pretraining.learning_rate=5e-3", "pretraining.mask_probability=0.3"]
+    train(load_recipe("digits", [*keys, *phase, "learning_rate=1e-12"]), None, tmp_path / "run")
+    before = json.loads((tmp_path / "run/pretraining/metrics.json").read_text())
+    # Half of a digit's pixels are blank, which a model that hears no neighbours restores everywhere.
+    train_pixels = load_task("digits").train.input_ids
+    assert before["validation/accuracy"] > (train_pixels == 1).mean() + 0.02
+    assert "validation/bits_per_byte" not in before
+    masked, classifier = (load_file(tmp_path / folder / "model.safetensors") for folder in ("run/pretraining", "run"))
+    for name in (name for name in classifier if name.startswith("model.")):
+        torch.testing.assert_close(classifier[name], masked[name], atol=1e-6, rtol=0)
+
+
+def test_expressions_of_many_lengths_are_restored_and_the_run_resumes(tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    monkeypatch.setitem(generated.GENERATED, "listops_short", generated.GeneratedTask((120, 20, 20), Grammar(8, 31)))
+    generated.write_generated("listops_short", data)
+    keys = ["hidden_size=16", "num_hidden_layers=2", "neighbor_offsets=[-1, 0, 1]", "extra_train=", "batch_size=16"]
+    recipe = load_recipe("listops_short", [*keys, "epochs=1", "pretraining.epochs=2", "dtype=fp32"])
+    whole = train(recipe, data, tmp_path / "whole")
+    interrupted_train(monkeypatch, 8, recipe, data, tmp_path / "part")
+    assert (tmp_path / "part/pretraining/checkpoints").is_dir()
+    assert reproducible(train(recipe, data, tmp_path / "part", resume=True)) == pytest.approx(reproducible(whole))

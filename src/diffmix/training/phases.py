@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,21 @@ from diffmix.training.pretraining import MaskingCollator, in_blocks, masked_metr
 from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import finish_metrics, read_json, write_json, write_run_files
 
-UNLABELLED_VALIDATION = 256  # texts at most that pre-training holds out, never more than a tenth
+HELD_ROWS = 256  # at most, that pre-training holds out to validate; never more than a tenth
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The rows of pre-training and the ids among which hidden tokens are restored."""
+
+    train: Any  # encoded rows
+    held: Any  # to validate
+    tokenizer: Any  # None: the task's rows are ids
+    vocab_size: int
+    pad_token_id: int
+    mask_token_id: int
+    special_ids: list[int]  # never hidden
+    held_bytes: int | None  # of the held texts
 
 
 class Run:
@@ -120,45 +135,25 @@ class Run:
         return read_json(self.folder / "metrics.json")
 
     def pretraining(self, task: TaskData) -> None:
-        """Train a backbone to restore hidden tokens of the task's texts, with or without labels; fill the folder.
+        """Train a backbone to restore hidden tokens of the task's inputs, with or without labels; fill the folder.
 
-        Its metrics are NLL and accuracy of the hidden tokens of held texts, and `bits_per_byte`: that NLL over the texts' bytes.
+        Its metrics are NLL and accuracy of the hidden tokens of held rows; of texts also `bits_per_byte`, that NLL over bytes.
         """
         recipe = self.recipe
-        if isinstance(task.train, StreamedExamples):
-            raise RequestError(
-                "pretraining needs texts in memory but train is streamed: set stream=false or pretraining=null"
-            )
-        texts = task.all_texts()
-        if texts is None:
-            raise RequestError(f"pretraining needs texts and task {task.name} has none: set pretraining=null")
-        if len(texts) < 2:
-            raise RequestError(
-                f"pretraining needs two texts or more, one of them to validate, and has {len(texts)}: raise limit"
-            )
-        tokenizer = self.tokenizer(task.train.tokenizer_texts, None)
-        if tokenizer.mask_token_id is None:
-            raise RequestError(
-                f"pretraining needs a mask token and tokenizer {recipe.tokenizer} has none: choose another"
-            )
-        held = min(UNLABELLED_VALIDATION, max(1, len(texts) // 10))
-        order = np.random.default_rng(VALIDATION_SEED).permutation(len(texts))
-        encoded = encode_texts(texts, tokenizer, 10**9)
-        train_rows = in_blocks(RowSubset(encoded, np.sort(order[held:])).flat(), recipe.max_length)
-        validation = in_blocks(RowSubset(encoded, np.sort(order[:held])).flat(), recipe.max_length)
-        special = [index for index in tokenizer.all_special_ids if index != tokenizer.unk_token_id]
+        given = self._inputs(task)
         collator = functools.partial(
             MaskingCollator,
-            pad_token_id=tokenizer.pad_token_id,
-            mask_token_id=tokenizer.mask_token_id,
-            vocab_size=len(tokenizer),
-            special_ids=special,
+            pad_token_id=given.pad_token_id,
+            mask_token_id=given.mask_token_id,
+            vocab_size=given.vocab_size,
+            special_ids=given.special_ids,
             probability=recipe.mask_probability,
             longest=recipe.max_length,
-            shortest=shortest_input(model_config(recipe, tokenizer, len(tokenizer), {}), recipe.max_length),
+            shortest=shortest_input(model_config(recipe, given.tokenizer, given.vocab_size, {}), recipe.max_length),
         )
+        train_rows, validation = given.train, given.held
         # The scores of all tokens over the vocabulary must fit: about 256 MB of them.
-        batches = batches_by_tokens(validation.lengths, max(1, min(BATCH_TOKENS, 2**26 // len(tokenizer))))
+        batches = batches_by_tokens(validation.lengths, max(1, min(BATCH_TOKENS, 2**26 // given.vocab_size)))
 
         def loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
             return model(**batch).loss
@@ -178,7 +173,7 @@ class Run:
 
         def build() -> Any:
             set_seed(recipe.seed)
-            config = model_config(recipe, tokenizer, len(tokenizer), {})
+            config = model_config(recipe, given.tokenizer, given.vocab_size, {})
             kind: Any = models.DiffmixForMaskedLM if recipe.model == "diffmix" else AutoModelForMaskedLM.from_config
             model = drawn_model(recipe, lambda: kind(config))
             self._start_embeddings(model, task, lambda: train_rows)
@@ -187,16 +182,53 @@ class Run:
         fitted = self.fitter.fit(build, train_rows, collator(seed=recipe.seed), loss, objective, validate, "nll")
         model = fitted.model
         metrics = {f"validation/{key}": value for key, value in validate(model).items()}
-        # Hidden tokens stand for all of the held texts, whose bytes are known.
-        tokens = (~np.isin(validation.tokens, special)).sum()
-        written = sum(len(texts[int(row)].encode()) for row in order[:held])
-        metrics["validation/bits_per_byte"] = metrics["validation/nll"] / math.log(2) * int(tokens) / max(1, written)
+        if given.held_bytes is not None:  # hidden tokens stand for all of the held texts
+            tokens = int((~np.isin(validation.tokens, given.special_ids)).sum())
+            metrics["validation/bits_per_byte"] = metrics["validation/nll"] / math.log(2) * tokens / given.held_bytes
         metrics |= fitted.costs(recipe, len(train_rows))
         if is_first_process():
             model.save_pretrained(self.folder)
             write_json(self.folder / "metrics.json", {**metrics, "task": task.name, "recipe": recipe.name})
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         PartialState().wait_for_everyone()
+
+    def _inputs(self, task: TaskData) -> _Inputs:
+        """What pre-training reads of a task: its texts, or the rows of a task without a tokenizer."""
+        recipe = self.recipe
+        if isinstance(task.train, StreamedExamples):
+            raise RequestError(
+                "pretraining needs rows in memory but train is streamed: set stream=false or pretraining=null"
+            )
+        texts = task.all_texts()
+        rows = len(task.train) if texts is None else len(texts)
+        if rows < 2:
+            raise RequestError(
+                f"pretraining needs two rows or more, one of them to validate, and has {rows}: raise limit"
+            )
+        held = min(HELD_ROWS, max(1, rows // 10))
+        order = np.random.default_rng(VALIDATION_SEED).permutation(rows)
+        train, held = np.sort(order[held:]), np.sort(order[:held])
+        if texts is None:
+            assert task.vocab_size is not None
+            encoded = encode(task.train, None, recipe.max_length)
+            # The id 0 is no token's. Hidden ones take it: its embedding starts at 0, as if the token were not there.
+            return _Inputs(RowSubset(encoded, train), RowSubset(encoded, held), None, task.vocab_size, 0, 0, [0], None)
+        tokenizer = self.tokenizer(task.train.tokenizer_texts, None)
+        if tokenizer.mask_token_id is None:
+            raise RequestError(
+                f"pretraining needs a mask token and tokenizer {recipe.tokenizer} has none: choose another"
+            )
+        encoded = encode_texts(texts, tokenizer, 10**9)
+        return _Inputs(
+            train=in_blocks(RowSubset(encoded, train).flat(), recipe.max_length),
+            held=in_blocks(RowSubset(encoded, held).flat(), recipe.max_length),
+            tokenizer=tokenizer,
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            mask_token_id=tokenizer.mask_token_id,
+            special_ids=[index for index in tokenizer.all_special_ids if index != tokenizer.unk_token_id],
+            held_bytes=max(1, sum(len(texts[int(row)].encode()) for row in held)),
+        )
 
     def tokenizer(self, texts: Callable[[], Iterable[str]], start: Path | None) -> Any:
         """The run's tokenizer, as its folder holds it, so that a resumed run reads the very same one.

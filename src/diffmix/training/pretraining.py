@@ -1,4 +1,4 @@
-"""Denoising pre-training: hidden tokens of unlabelled text are predicted from their neighbourhood.
+"""Denoising pre-training: hidden tokens of unlabelled rows are predicted from their neighbourhood.
 
 B rows, N tokens.
 """
