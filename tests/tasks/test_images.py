@@ -15,6 +15,7 @@ from toy_tables import refusal
 from diffmix.errors import RequestError
 from diffmix.tasks import Examples, load_task
 from diffmix.tasks.idx_files import read_idx
+from diffmix.tasks.images import grey_pixels
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
 
@@ -188,6 +189,22 @@ def test_damaged_images_and_tables_are_refused(tmp_path, monkeypatch):
     write_table(path, files, labels)
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert "pip install pillow" in refusal("cifar10", data=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PPM", "TIFF"])
+@pytest.mark.parametrize("white", [256 * 255, 257 * 255])  # both ways in which 8 bits are made 16
+def test_grey_of_16_bits_keeps_its_shades(kind, white):
+    ramp = np.arange(256).reshape(16, 16)
+    wide = (ramp * (white // 255)).astype(np.uint16)
+    assert np.array_equal(grey_pixels(encoded(wide, kind), 16, "ramp"), ramp.ravel())
+
+
+@pytest.mark.parametrize(("dtype", "words"), [(np.float32, "floating-point"), (np.int32, "32-bit")])
+def test_grey_whose_white_is_not_known_is_refused(tmp_path, dtype, words):
+    files = [encoded(image[:, :, 0].astype(dtype), "TIFF") for image in COLOURS]
+    write_table(tmp_path / "cifar10/train.parquet", files, [i % 10 for i in range(20)])
+    message = refusal("cifar10", data=tmp_path)
+    assert f"an image of {words} numbers, whose white is not known; save it as grey of 8 or 16 bits" in message
 
 
 def test_the_hub_serves_what_no_folder_holds(monkeypatch):

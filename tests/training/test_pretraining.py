@@ -15,7 +15,7 @@ from diffmix.tasks.encoding import EncodedDataset
 from diffmix.tasks.long_range_arena import generated
 from diffmix.tasks.long_range_arena.listops import Grammar
 from diffmix.training import phases, trainer
-from diffmix.training.pretraining import IGNORED, MaskingCollator, in_blocks
+from diffmix.training.pretraining import IGNORED, MaskingCollator, first_of_equal, in_blocks
 from diffmix.training.recipe import load_recipe
 from small_runs import SMALL
 
@@ -209,3 +209,58 @@ def test_expressions_of_many_lengths_are_restored_and_the_run_resumes(tmp_path, 
     interrupted_train(monkeypatch, 8, recipe, data, tmp_path / "part")
     assert (tmp_path / "part/pretraining/checkpoints").is_dir()
     assert reproducible(train(recipe, data, tmp_path / "part", resume=True)) == pytest.approx(reproducible(whole))
+
+
+PIXELS = ["hidden_size=16", "num_hidden_layers=2", "limit=60", "epochs=1", "dtype=fp32", "pretraining.epochs=1"]
+BERT = ["model=bert", "hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=16"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (["pretraining.max_length=8"], r"max_length=8.* 8 positions.* needs 64: set max_position_embeddings=64"),
+        (["subword_dropout=0.1"], "subword_dropout"),
+        (["self_training.epochs=1"], "self_training"),
+        (["pretraining.task=language_id"], "pretraining.task=language_id has other ids than task=digits"),
+        ([*BERT, "model=roberta"], "counts no position"),
+        (["model=gpt2", "pretraining.model=gpt2"], "model=gpt2 has no head"),
+    ],
+)
+def test_pretraining_that_leads_nowhere_is_refused_before_it_begins(keys, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(phases.Run, "pretraining", lambda *_: pytest.fail("it began"))
+    with pytest.raises(RequestError, match=expected):
+        train(load_recipe("digits", [*PIXELS, *keys]), None, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_pretraining_too_short_for_another_family_is_refused_before_it_begins(names_csv, tmp_path, monkeypatch):
+    monkeypatch.setattr(phases.Run, "pretraining", lambda *_: pytest.fail("it began"))
+    keys = [*BERT, "max_length=600", "pretraining.max_length=64", "tokenizer=bytes"]
+    with pytest.raises(RequestError, match="max_position_embeddings=600"):
+        train(load_recipe("text_file", keys), names_csv, tmp_path / "run")
+
+
+def test_of_equal_rows_one_is_read_and_of_pairs_both_texts():
+    rows = EncodedDataset(np.array([1, 2, 1, 2, 1, 2, 3], dtype=np.int32), np.array([0, 2, 4, 6, 7]))
+    assert first_of_equal(rows).tolist() == [0, 3]
+    assert first_of_equal(EncodedDataset(np.array([1, 2, 3], dtype=np.int32), np.array([0, 1, 2, 3]))).tolist() == [
+        0,
+        1,
+        2,
+    ]
+
+
+def test_a_start_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(RequestError, match=f"init_from: there is no folder {tmp_path}/absent"):
+        train(
+            load_recipe("digits", [*PIXELS, "pretraining=null", f"init_from={tmp_path / 'absent'}"]),
+            None,
+            tmp_path / "run",
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_pairs_both_texts_are_read_each_once(pairs_csv):
+    task = load_task("text_file", data=pairs_csv, text_column="text", pair_column="other")
+    texts = task.all_texts()
+    assert sorted(texts) == sorted({*task.train.texts, *task.train.pairs})

@@ -61,7 +61,7 @@ def train(
 def summary_lines(metrics: dict[str, Any]) -> list[str]:
     """The metrics worth a line on the screen, with their intervals."""
     costs = ("train/examples", "train/seconds", "train/tokens_per_second", "train/peak_memory_bytes", "parameters")
-    shown = [*(key for key in metrics if key.startswith(("test/", "validation/"))), *costs]
+    shown = [*(key for key in metrics if key.startswith(("test/", "validation/", "data/yardstick_"))), *costs]
     lines = []
     for key in shown:
         value = metrics.get(key)
@@ -70,5 +70,5 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
         low, high = metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
         text = f"{value:,.4f}" if abs(value) < 100 and value != int(value) else f"{value:,.0f}"
         interval = f"   ({low:,.4f} to {high:,.4f})" if isinstance(low, float) and isinstance(high, float) else ""
-        lines.append(f"{key:<28} {text}{interval}")
+        lines.append(f"{key:<31} {text}{interval}")
     return lines

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-# Families whose positions count from pad_token_id + 1 on.
-_AFTER_PADDING = (
+# Families whose positions count the ids that are not padding, from pad_token_id + 1 on.
+COUNT_WITHOUT_PADDING = (
     "camembert",
     "data2vec-text",
     "ibert",
@@ -41,4 +41,4 @@ def positions_for(config: Any, max_length: int) -> int:
 
 
 def _before_the_first(config: Any) -> int:
-    return (config.pad_token_id or 0) + 1 if config.model_type in _AFTER_PADDING else 0
+    return (config.pad_token_id or 0) + 1 if config.model_type in COUNT_WITHOUT_PADDING else 0

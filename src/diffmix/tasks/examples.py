@@ -159,12 +159,15 @@ class TaskData:
     vocab_size: int | None = None  # tasks without a tokenizer only: input ids are below this
     pixels: bool = True  # whether the ids of a task without a tokenizer are pixels of images
 
-    def all_texts(self) -> Sequence[str] | None:
-        """Train's texts and those without labels, to learn from without labels; None where train holds none in memory."""
+    def all_texts(self) -> TextColumn | None:
+        """The different texts of train, of pairs both, and of those without labels, in this order, to learn from without labels;
+        None where train holds none in memory."""
         if not isinstance(self.train, Examples) or self.train.texts is None:
             return None
-        unlabelled = self.load_unlabelled() if self.load_unlabelled is not None else []
-        return joined_texts([self.train.texts, unlabelled]) if len(unlabelled) else self.train.texts
+        unlabelled = self.load_unlabelled() if self.load_unlabelled is not None else None
+        texts = joined_texts([self.train.texts, self.train.pairs, unlabelled])
+        _, first = np.unique(texts.codes(), return_index=True)
+        return texts if len(first) == len(texts) else texts.take(np.sort(first))
 
 
 def cut(

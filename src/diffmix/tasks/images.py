@@ -26,6 +26,7 @@ _TEST_FRACTION = 0.2  # of digits
 _DIGITS = tuple(str(digit) for digit in range(10))
 _IDX = {"train": "train", "test": "t10k"}  # our name of a split, the files'
 _COLUMNS = ("img", "image")  # in tables, as the hub has them
+_SIXTEEN_BITS = ("PNG", "PPM")  # files of which Pillow may give grey of 16 bits in 32, where 65,535 is white
 
 
 @dataclass(frozen=True)
@@ -249,19 +250,31 @@ def table_images(table: pa.Table, place: Path, image_set: ImageSet) -> Images:
 
 
 def grey_pixels(content: bytes, side: int, place: str) -> np.ndarray:
-    """The pixels of an image file, made grey (ITU-R 601): uint8 [P]."""
+    """The pixels of an image file, made grey (ITU-R 601): uint8 [P]. Of 16 bits the upper 8 are kept."""
     try:
         from PIL import Image
     except ImportError:
         raise RequestError(f"{place}: images need the package pillow to be decoded; run: pip install pillow") from None
     try:
         with Image.open(io.BytesIO(content)) as image:
-            size, grey = image.size, image.convert("L")
+            size, mode, grey = image.size, image.mode, _grey(image)
     except Exception as error:  # Pillow raises many types
         raise RequestError(f"{place}: is no image that can be read ({one_line(error)}); get the file again") from None
     if size != (side, side):
         raise RequestError(f"{place}: an image of {size[0]} x {size[1]} pixels; give images of {side} x {side}")
-    return np.asarray(grey, dtype=np.uint8).reshape(-1)
+    if grey is None:
+        raise RequestError(
+            f"{place}: an image of {'floating-point' if mode == 'F' else '32-bit'} numbers, whose white is not known; save it "
+            "as grey of 8 or 16 bits"
+        )
+    return grey.reshape(-1)
+
+
+def _grey(image: Any) -> np.ndarray | None:
+    """The grey values of a Pillow image: uint8 [height, width]; None: which number is white is not known."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SIXTEEN_BITS):
+        return (np.asarray(image) >> 8).astype(np.uint8)  # convert("L") makes all over 255 white
+    return None if image.mode in ("I", "F") else np.asarray(image.convert("L"))
 
 
 def _check_labels(labels: Any, place: Path, image_set: ImageSet) -> None:

@@ -159,6 +159,8 @@ class RowSubset(Dataset[Any]):
     def __init__(self, dataset: Any, indices: np.ndarray):
         self.dataset, self.indices = dataset, indices
         self.lengths = np.asarray(dataset.lengths)[indices]
+        growth = getattr(dataset, "growth", None)  # see Examples
+        self.growth = None if growth is None else growth[indices]
 
     def __len__(self) -> int:
         return len(self.indices)

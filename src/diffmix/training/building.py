@@ -10,19 +10,28 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, load_model
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    set_seed,
+)
 
 import diffmix.models as models
 from diffmix.errors import RequestError
 from diffmix.models.attention import attention_option
 from diffmix.models.foreign_attention import with_attention
-from diffmix.models.positions import longest_input, positions_for
+from diffmix.models.positions import COUNT_WITHOUT_PADDING, longest_input, positions_for
 from diffmix.tasks import TaskData, load_task
+from diffmix.tasks.examples import Examples, StreamedExamples
 from diffmix.training.callbacks import AVERAGED_WEIGHTS
 from diffmix.training.distributed import is_first_process
 from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import damaged, read_json
 
+_ANY_SIZE = 100  # of a vocabulary, to see the rest of a model's shape
 VALIDATION_SEED = 0  # of the cut of validation: runs of different seeds share it
 
 
@@ -101,6 +110,46 @@ def _config_of(start: Path, recipe: Recipe, keys: dict[str, Any]) -> Any:
     return config
 
 
+def check_rows(recipe: Recipe, task: TaskData) -> None:
+    """Raise RequestError where the recipe's classifier, or what it does to its train rows, is not for such rows."""
+    if task.validation.pairs is not None and recipe.model != "diffmix":
+        raise RequestError(f"model={recipe.model} reads single texts but the data are pairs: set model=diffmix")
+    single = isinstance(task.train, Examples) and task.train.texts is not None and task.train.pairs is None
+    if recipe.subword_dropout > 0 and not single:
+        raise RequestError("subword_dropout takes single texts held in memory: set subword_dropout=0")
+
+
+def check_pretraining(recipe: Recipe, phase: Recipe, task: TaskData, read: TaskData) -> None:
+    """Raise RequestError, before hours of it, where pre-training on `read` is impossible, or where the classifier of `task` could
+    not start from its model."""
+    kind = CONFIG_MAPPING[phase.model]
+    if phase.model != "diffmix" and kind not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise RequestError(
+            f"pretraining restores hidden tokens, for which model={phase.model} has no head: set pretraining=null"
+        )
+    if isinstance(read.train, StreamedExamples):
+        raise RequestError(
+            "pretraining needs rows in memory but train is streamed: set stream=false or pretraining=null"
+        )
+    if read.vocab_size is not None and phase.model in COUNT_WITHOUT_PADDING:
+        raise RequestError(
+            f"pretraining hides ids as 0, at which model={phase.model} counts no position: set pretraining=null, or another model"
+        )
+    if read.vocab_size != task.vocab_size:
+        raise RequestError(
+            f"pretraining.task={read.name} has other ids than task={task.name}: leave pretraining.task out"
+        )
+    before, after = (model_config(each, None, task.vocab_size or _ANY_SIZE, {}) for each in (phase, recipe))
+    held, needed = longest_input(before), longest_input(after)
+    if (recipe.model == "diffmix" and before.position_embedding != "learned") or held is None or needed is None:
+        return
+    if held != needed if recipe.model == "diffmix" else held < recipe.max_length:
+        raise RequestError(
+            f"pretraining has max_length={phase.max_length}, which gives its model {held} positions, and the run needs {needed}: "
+            f"set max_position_embeddings={max(before.max_position_embeddings, after.max_position_embeddings)}"
+        )
+
+
 def build_classifier(recipe: Recipe, task: TaskData, tokenizer: Any, start: Path | None) -> Any:
     """The recipe's classifier, drawn with its seed; with `start`, its backbone from that folder.
 
@@ -115,8 +164,6 @@ def build_classifier(recipe: Recipe, task: TaskData, tokenizer: Any, start: Path
     assert vocab_size is not None
     config = model_config(recipe, tokenizer, vocab_size, labels, start)
     pairs = task.validation.pairs is not None
-    if pairs and recipe.model != "diffmix":
-        raise RequestError(f"model={recipe.model} reads single texts but the data are pairs: set model=diffmix")
     if recipe.model == "xlnet" and config.summary_type != "first":
         raise RequestError(
             f"summary_type={config.summary_type} reads the padding of xlnet's shorter texts: set summary_type=first"

@@ -23,13 +23,14 @@ from diffmix.evaluation import classification_metrics
 from diffmix.models.token_loss import IGNORED
 from diffmix.tasks import TaskData
 from diffmix.tasks.encoding import PaddingCollator, StreamedDataset, encode, encode_texts, shortest_input
-from diffmix.tasks.examples import Examples, StreamedExamples
+from diffmix.tasks.examples import Examples
 from diffmix.tasks.subword_dropout import SubwordDropout
 from diffmix.tasks.tokenizers import build_tokenizer
 from diffmix.training.batching import RowSubset, batches_by_tokens
 from diffmix.training.building import (
     VALIDATION_SEED,
     build_classifier,
+    check_rows,
     drawn_model,
     load_tokenizer,
     model_config,
@@ -40,7 +41,7 @@ from diffmix.training.embeddings import amount_embeddings, ppmi_embeddings
 from diffmix.training.fitting import Fitter, Notice
 from diffmix.training.losses import class_weights, classification_loss
 from diffmix.training.prediction import BATCH_TOKENS, autocast, predict_probabilities, quiet_transformers
-from diffmix.training.pretraining import MaskingCollator, in_blocks, masked_metrics
+from diffmix.training.pretraining import MaskingCollator, first_of_equal, in_blocks, masked_metrics
 from diffmix.training.recipe import Recipe
 from diffmix.training.run_folder import finish_metrics, read_json, write_json, write_run_files
 
@@ -61,6 +62,15 @@ class _Inputs:
     held_bytes: int | None  # of the held texts
 
 
+def _parted(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the rows that pre-training reads, and of those that it holds out, rising."""
+    if rows < 2:
+        raise RequestError(f"pretraining needs two rows or more, one of them to validate, and has {rows}: raise limit")
+    held = min(HELD_ROWS, max(1, rows // 10))
+    order = np.random.default_rng(VALIDATION_SEED).permutation(rows)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
 class Run:
     """One run in one folder: shared steps of classification and pre-training."""
 
@@ -75,6 +85,9 @@ class Run:
     def classification(self, task: TaskData, start: Path | None) -> dict[str, Any]:
         """Train a classifier, from the backbone in `start` if given; test it once; fill the folder. Its metrics."""
         recipe = self.recipe
+        check_rows(recipe, task)
+        if start is not None and not start.is_dir():
+            raise RequestError(f"init_from: there is no folder {start}: give a run's folder")
         tokenizer = None if task.vocab_size is not None else self.tokenizer(task.train.tokenizer_texts, start)
         pad = 0 if tokenizer is None else tokenizer.pad_token_id
         shape = model_config(recipe, tokenizer, task.vocab_size or len(tokenizer or ()), {}, start)
@@ -193,26 +206,18 @@ class Run:
         PartialState().wait_for_everyone()
 
     def _inputs(self, task: TaskData) -> _Inputs:
-        """What pre-training reads of a task: its texts, or the rows of a task without a tokenizer."""
+        """What pre-training reads: different texts of the task, or different rows of a task whose rows are ids."""
         recipe = self.recipe
-        if isinstance(task.train, StreamedExamples):
-            raise RequestError(
-                "pretraining needs rows in memory but train is streamed: set stream=false or pretraining=null"
-            )
         texts = task.all_texts()
-        rows = len(task.train) if texts is None else len(texts)
-        if rows < 2:
-            raise RequestError(
-                f"pretraining needs two rows or more, one of them to validate, and has {rows}: raise limit"
-            )
-        held = min(HELD_ROWS, max(1, rows // 10))
-        order = np.random.default_rng(VALIDATION_SEED).permutation(rows)
-        train, held = np.sort(order[held:]), np.sort(order[:held])
         if texts is None:
-            assert task.vocab_size is not None
+            assert isinstance(task.train, Examples)  # `check_pretraining` has seen to it
             encoded = encode(task.train, None, recipe.max_length)
+            encoded = RowSubset(encoded, first_of_equal(encoded))
+            train, held = _parted(len(encoded))
+            assert task.vocab_size is not None
             # The id 0 is no token's. Hidden ones take it: its embedding starts at 0, as if the token were not there.
             return _Inputs(RowSubset(encoded, train), RowSubset(encoded, held), None, task.vocab_size, 0, 0, [0], None)
+        train, held = _parted(len(texts))
         tokenizer = self.tokenizer(task.train.tokenizer_texts, None)
         if tokenizer.mask_token_id is None:
             raise RequestError(
@@ -261,8 +266,8 @@ class Run:
     def _train_rows(self, task: TaskData, tokenizer: Any) -> Any:
         recipe = self.recipe
         if recipe.subword_dropout > 0:
-            if not isinstance(task.train, Examples) or task.train.texts is None or task.train.pairs is not None:
-                raise RequestError("subword_dropout takes single texts held in memory: set subword_dropout=0")
+            assert isinstance(task.train, Examples)  # `check_rows` has seen to it
+            assert task.train.texts is not None
             try:
                 return SubwordDropout(
                     task.train.texts,

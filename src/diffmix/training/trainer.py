@@ -19,7 +19,7 @@ from diffmix.errors import RequestError, RunError
 from diffmix.evaluation import mean_interval
 from diffmix.models.attention import attention_option
 from diffmix.tasks.language import LANGUAGE_TASKS, load_language
-from diffmix.training.building import VALIDATION_SEED, recipe_data
+from diffmix.training.building import VALIDATION_SEED, check_pretraining, check_rows, recipe_data
 from diffmix.training.distributed import is_first_process, join_processes, on_first_process, process_count
 from diffmix.training.fitting import Notice
 from diffmix.training.hardware import resident_memory, resolve_device, resolve_dtype
@@ -206,8 +206,14 @@ def _pretrain(recipe: Recipe, data: Path | str | None, folder: Path, notice: Not
     if state != "finished":
         notice(f"pre-training: {folder}")
         with _explained(folder), _undone(folder, state):
+            read = recipe_data(phase, data, notice)
+            task = read if phase.task == recipe.task else recipe_data(recipe, data, notice)
+            check_pretraining(recipe, phase, task, read)
+            check_rows(recipe, task)
+            if recipe.self_training is not None:
+                unlabelled_texts(task)
             run = Run(phase, folder, device, resolve_dtype(phase.dtype, device), baseline, notice)
-            run.pretraining(recipe_data(phase, data, notice))
+            run.pretraining(read)
     return folder
 
 

@@ -1,5 +1,6 @@
 """Generated tasks: splits, the cache, and what happens to it when processes die, meet or find it damaged."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from refusals import refusal
 
-from diffmix.errors import RequestError
+from diffmix.errors import RequestError, RunError
 from diffmix.tasks import load_task
 from diffmix.tasks.encoding import PaddingCollator, encode
 from diffmix.tasks.long_range_arena import GENERATED_TASKS, generated
@@ -103,8 +104,16 @@ def _rewrite_header(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes), encoding="utf-8")
 
 
+def _cut_as_noted(folder, name):
+    """As a full disk may have left it: set.json says the size of a file that was cut short."""
+    os.truncate(folder / name, (folder / name).stat().st_size - 3)
+    _rewrite_header(folder, files={path.name: path.stat().st_size for path in folder.glob("*.npy")})
+
+
 DAMAGE = {
     "cut": lambda folder: os.truncate(folder / "train.ids.npy", 200),
+    "ids cut as noted": lambda folder: _cut_as_noted(folder, "train.ids.npy"),
+    "labels cut as noted": lambda folder: _cut_as_noted(folder, "test.labels.npy"),
     "missing": lambda folder: (folder / "test.labels.npy").unlink(),
     "header": lambda folder: (folder / "set.json").write_text("{", encoding="utf-8"),
     "facts": lambda folder: _rewrite_header(folder, statistics=None),
@@ -143,6 +152,35 @@ def test_sets_are_read_from_data_and_others_are_refused(tmp_path):
     header = json.loads((made.folder / "set.json").read_text())
     (made.folder / "set.json").write_text(json.dumps({**header, "format": 99}))
     assert "format 99" in refusal("listops", data=made.folder)
+
+
+@contextlib.contextmanager
+def room_for(size):
+    """Files may grow to so many bytes: more ends as on a full disk."""
+    resource = pytest.importorskip("resource", reason="limits the size of files as Unix does")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", ["listops", "pathfinder"])
+def test_a_full_disk_leaves_no_set_in_the_cache(small, name):
+    with room_for(2000), pytest.raises(RequestError, match="; set DIFFMIX_CACHE to a folder with room"):
+        load(name)  # train.ids.npy is over 2,000 bytes, of listops by less than a buffer
+    assert [path.suffix for path in small.iterdir()] == [".lock"]
+    task, notices = load(name)
+    assert len(notices) == 1
+    assert len(task.train) == generated.GENERATED[name].rows[0]
+
+
+@pytest.mark.parametrize("name", ["listops", "pathfinder"])
+def test_a_full_disk_leaves_no_set_in_a_given_folder_and_is_named(tmp_path, name):
+    with room_for(2000), pytest.raises(RunError, match="own: File too large; free some room or give another folder"):
+        generated.write_generated(name, tmp_path / "own")
+    assert [path for path in tmp_path.iterdir() if path.name != "cache"] == []
 
 
 def test_a_place_that_is_none_is_named(tmp_path):
@@ -209,6 +247,18 @@ def test_a_set_from_elsewhere_holds_ids_of_its_task_only(tmp_path, name, array, 
     np.save(file, values.astype(array))
     with pytest.raises(RequestError, match=words):
         load("listops", data=tmp_path / "own")
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels"), [("pathfinder", "1024 of 32 x 32"), ("pathfinder_x", "16384 of 128 x 128")]
+)
+def test_a_set_from_elsewhere_holds_whole_images_only(tmp_path, name, pixels):
+    generated.write_generated(name, tmp_path / "own")
+    file = tmp_path / "own/validation.offsets.npy"
+    offsets = np.load(file)
+    offsets[3] = offsets[2] + 17
+    np.save(file, offsets)
+    assert f"validation row 3 has 17 ids, not the {pixels} pixels; generate" in refusal(name, data=tmp_path / "own")
 
 
 def test_a_set_is_written_into_the_folder_one_is_in(tmp_path, monkeypatch):

@@ -70,6 +70,11 @@ class GeneratedSet:
             if (np.diff(offsets) < 1).any():
                 raise self._damaged(f"{split}.offsets.npy has rows without an id")
 
+    def check_arrays(self) -> None:
+        """Open all arrays. Raises RequestError where one is missing, cannot be read or does not fit the others."""
+        for split in sorted({name.partition(".")[0] for name in self.header["files"]}):
+            self.split(split, classes=256)  # any byte will do: which labels a task has is not known here
+
     def _array(self, split: str, kind: str) -> np.ndarray:
         path = self.folder / f"{split}.{kind}.npy"
         try:
@@ -99,7 +104,8 @@ def read_set(folder: Path, task: str) -> GeneratedSet | None:
         return None
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
-        found, version, sizes = header["task"], header["format"], dict(header["files"])
+        found, version = header["task"], header["format"]
+        sizes = header["files"] = dict(header["files"])
         for facts in ("parameters", "statistics"):
             header[facts] = dict(header.get(facts, {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -122,7 +128,10 @@ def read_set(folder: Path, task: str) -> GeneratedSet | None:
 
 def save_array(folder: Path, split: str, kind: str, values: np.ndarray) -> None:
     """Write one array of a split: kind "ids", "offsets" or "labels"."""
-    np.save(folder / f"{split}.{kind}.npy", values.astype(_ARRAYS[kind], copy=False))
+    array = np.ascontiguousarray(values, dtype=_ARRAYS[kind])
+    with (folder / f"{split}.{kind}.npy").open("wb") as file:  # np.save loses the last bytes on a full disk, silently
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)
 
 
 def open_ids(folder: Path, split: str, size: int) -> np.ndarray:
@@ -204,10 +213,13 @@ def cached_set(
 
 def _whole(folder: Path, task: str, on_notice: Callable[[str], None]) -> GeneratedSet | None:
     try:
-        return read_set(folder, task)
+        found = read_set(folder, task)
+        if found is not None:
+            found.check_arrays()  # files cut short by a full disk may have the size that was noted
     except RequestError as error:
         on_notice(f"{task}: {error}: it is generated anew")
         return None
+    return found
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -75,7 +76,22 @@ def given_set(name: str, data: Path) -> GeneratedSet | None:
         found.check_ids(max(0, 1 - task.shift), min(255, task.vocab_size - task.shift - 1))
         if isinstance(task.content, Grammar):
             _check_values(found)
+        else:
+            _check_sizes(found, task.content.side)
     return found
+
+
+def _check_sizes(found: GeneratedSet, side: int) -> None:
+    """Of a Pathfinder set from elsewhere, whether every row is an image of side x side pixels. Raises RequestError."""
+    for split in ("train", "validation", "test"):
+        rows = found.split(split, len(CONNECTED)).input_ids
+        assert isinstance(rows, TokenRows)
+        wrong = np.flatnonzero(rows.lengths != side**2)
+        if len(wrong):
+            raise RequestError(
+                f"{found.folder}: {split} row {wrong[0] + 1} has {rows.lengths[wrong[0]]} ids, not the {side**2} of "
+                f"{side} x {side} pixels; generate the set again"
+            )
 
 
 def _check_values(found: GeneratedSet) -> None:
@@ -111,13 +127,17 @@ def name_in_cache(name: str, parameters: Mapping[str, Any]) -> str:
 
 
 def write_generated(name: str, folder: Path) -> GeneratedSet:
-    """Generate the set of a task into `folder`, which is new or empty."""
+    """Generate the set of a task into `folder`, which is new or empty. Raises RunError where there is too little room."""
     try:
         return write_set(folder, name, GENERATED[name].parameters(), lambda temporary: _make(name, temporary))
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise RequestError(
             f"{error.filename or folder}: {error.strerror}; give a new or empty folder that may be written"
         ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise RunError(f"{folder}: {error.strerror}; free some room or give another folder") from None
 
 
 def to_task(name: str, found: GeneratedSet, how: Cut) -> TaskData:
