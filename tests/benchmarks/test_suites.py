@@ -175,7 +175,10 @@ def test_long_range(tmp_path):
     result = measure("long_range", tmp_path, tokens=20_000)
     assert result["settings"]["tokens"] == [1_024, 2_048, 4_096, 16_384]
     assert set(result["ratios"]["neighbor/4096"]) == {"faster", "less_memory"}
-    assert "16,384 tokens" in long_range_table(result)
+    table = long_range_table(result)
+    assert "16,384 tokens" in table
+    assert "range over pairs" in table
+    assert "Measured once" in long_range_table({**result, "repetitions": 1})
     for side in MIXERS.values():
         DiffmixConfig(**SHAPE, **side)
 

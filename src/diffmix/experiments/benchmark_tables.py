@@ -88,6 +88,7 @@ def scaling_table(result: Mapping[str, Any]) -> str:
 def long_range_table(result: Mapping[str, Any]) -> str:
     """Time and memory of a training step of each mixer by length, and against softmax."""
     settings, sides, ratios = result["settings"], result["sides"], result["ratios"]
+    once = result["repetitions"] == 1
     rows = []
     for name in settings["mixers"]:
         for what, key, form in (
@@ -96,17 +97,18 @@ def long_range_table(result: Mapping[str, Any]) -> str:
         ):
             cells = []
             for length in settings["tokens"]:
-                against = ratios.get(f"{name}/{length}")
-                better = against and against["faster" if what == "time" else "less_memory"]["median"]
-                cells.append(form(sides[f"{name}/{length}"][key]) + (f" ({better:.3g}x)" if better else ""))
+                parts = [form(sides[f"{name}/{length}"][key])]
+                if f"{name}/{length}" in ratios:
+                    better = ratios[f"{name}/{length}"]["faster" if what == "time" else "less_memory"]
+                    parts.append(f"{better['median']:.3g}x" if once else times(better))
+                cells.append(", ".join(parts))
             rows.append([f"`{name}`, {what}", *cells])
     headings = ["", *(f"{length:,} tokens" for length in settings["tokens"])]
     about = (
         f"One training step of {settings['num_hidden_layers']} layers of width {settings['hidden_size']}, batch "
-        f"{settings['batch']}, {result['dtype']}; in brackets how many times faster, or smaller, than `softmax`."
+        f"{settings['batch']}, {result['dtype']}; beside it how many times faster, or smaller, than `softmax`"
     )
-    if result["repetitions"] == 1:
-        about += " Measured once, so that nothing tells how far ratios vary."
+    about += ". Measured once, so that nothing tells how far ratios vary." if once else ", with the range over pairs."
     return f"{markdown(headings, rows)}\n\n{about} {caption(result)}"
 
 
