@@ -189,11 +189,11 @@ def _prepared(
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """q, k, v and a scale such that softmax(scale · q·k) is the kernel; k may carry further channels, and then v zeros."""
     if torch.compiler.is_compiling():  # which joins passes itself, and warns of functions with a gradient of their own
-        unit, with_half_norm = _normalized, _with_half_norm
+        normalized, with_half_norm = _normalized, _with_half_norm
     else:
-        unit, with_half_norm = _Normalized.apply, _WithHalfNorm.apply
+        normalized, with_half_norm = _Normalized.apply, _WithHalfNorm.apply
     if form == "normalized":
-        query, key = unit(query), unit(key)
+        query, key = normalized(query), normalized(key)
     elif form == "squared":
         channels = query.shape[-1]
         # A time that is a tensor is folded into queries, where a small one would make a unit overflow in turn.

@@ -216,7 +216,16 @@ class Run:
             train, held = _parted(len(encoded))
             assert task.vocab_size is not None
             # The id 0 is no token's. Hidden ones take it: its embedding starts at 0, as if the token were not there.
-            return _Inputs(RowSubset(encoded, train), RowSubset(encoded, held), None, task.vocab_size, 0, 0, [0], None)
+            return _Inputs(
+                train=RowSubset(encoded, train),
+                held=RowSubset(encoded, held),
+                tokenizer=None,
+                vocab_size=task.vocab_size,
+                pad_token_id=0,
+                mask_token_id=0,
+                special_ids=[0],
+                held_bytes=None,
+            )
         train, held = _parted(len(texts))
         tokenizer = self.tokenizer(task.train.tokenizer_texts, None)
         if tokenizer.mask_token_id is None:
