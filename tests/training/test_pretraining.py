@@ -223,6 +223,7 @@ BERT = ["model=bert", "hidden_size=16", "num_hidden_layers=1", "num_attention_he
         (["self_training.epochs=1"], "self_training"),
         (["pretraining.task=language_id"], "pretraining.task=language_id has other ids than task=digits"),
         ([*BERT, "model=roberta"], "counts no position"),
+        ([*BERT, "model=esm"], "counts no position"),
         (["model=gpt2", "pretraining.model=gpt2"], "model=gpt2 has no head"),
     ],
 )

@@ -8,10 +8,13 @@ from typing import Any
 COUNT_WITHOUT_PADDING = (
     "camembert",
     "data2vec-text",
+    "esm",
     "ibert",
+    "layoutlmv3",
     "lilt",
     "longformer",
     "luke",
+    "markuplm",
     "mpnet",
     "roberta",
     "roberta-prelayernorm",
