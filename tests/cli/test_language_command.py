@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from diffmix.cli.language_arguments import RECIPE_KEYS, standard_arguments
 from diffmix.cli.main import main
@@ -86,6 +88,8 @@ def test_resume_takes_a_checkpoint_or_nothing(tmp_path):
         (["--dataset", "c4"], "c4"),
         (["--fixed_t", "0.2"], "--model diffusion_fixed"),
         (["--n_layers"], "--n_layers"),
+        (["--exp_name", "a", "--output", "b"], "--exp_name and --output both name"),
+        (["--resume", "runs/a", "--output=b"], "--resume CHECKPOINT and --output both name"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
@@ -129,6 +133,28 @@ def test_generate_at_temperature_0_is_step_by_step_argmax(diffmix, run):
     for _ in range(6):
         ids.append(int(loaded.model(torch.tensor([ids])).logits[0, -1].argmax()))
     assert json.loads(out)["text"] == loaded.tokenizer.decode(ids[start:], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "metaspace"])
+def test_generate_keeps_the_space_behind_the_prompt(diffmix, tmp_path, kind):
+    from diffmix import DiffmixConfig, DiffmixForCausalLM
+
+    words = ["the", "river", "is", "wide"]
+    if kind == "wordpiece":
+        plain = Tokenizer(
+            models.WordPiece({"[UNK]": 0} | {word: i + 1 for i, word in enumerate(words)}, unk_token="[UNK]")
+        )
+        plain.pre_tokenizer, plain.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+    else:
+        plain = Tokenizer(models.WordLevel({"[UNK]": 0} | {f"▁{word}": i + 1 for i, word in enumerate(words)}, "[UNK]"))
+        plain.pre_tokenizer, plain.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]").save_pretrained(tmp_path)
+    shape = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 5, "pad_token_id": None}
+    DiffmixForCausalLM(DiffmixConfig(mixer="softmax", **shape)).save_pretrained(tmp_path)
+    code, out, _ = diffmix("generate", tmp_path, "--prompt", "the river", "--max_tokens", 8, "--seed", 1)
+    assert code == 0
+    assert out.startswith("the river ")
+    assert set(out.split()) <= {*words, "[UNK]"}
 
 
 @pytest.mark.parametrize(

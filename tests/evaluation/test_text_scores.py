@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from diffmix import DiffmixConfig, DiffmixForCausalLM
 from diffmix.errors import RequestError
 from diffmix.evaluation.language import fit_text_temperature, language_metrics, score_text, target_scores, total_nll
+from diffmix.models.diffusion_time import recorded_times
 from diffmix.tasks.language import Documents, TokenWindows
 from diffmix.tasks.tokenizers import build_tokenizer
 
@@ -174,3 +175,21 @@ def test_what_does_not_fit_is_named():
     for temperature in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="temperature is"):
             score_text(MODELS["gpt2"], windows, temperature=temperature)
+
+
+def test_recorded_times_are_those_of_the_text_whatever_is_scored_at_once():
+    torch.manual_seed(0)
+    model = DiffmixForCausalLM(DiffmixConfig(mixer="heat_kernel", heat_time_mode="adaptive", **SHAPE)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    windows = TokenWindows(TEXTS, BYTES, 14)
+    assert windows.lengths[-1] < windows.lengths[0]
+    found = []
+    for batch_size in (1, 8):
+        with recorded_times(model) as times:
+            score_text(model, windows, batch_size=batch_size)
+        found.append([head for heads in times.values() for head in heads])
+    assert found[0]
+    for alone, together in zip(*found, strict=True):
+        assert alone == pytest.approx(together)

@@ -229,6 +229,9 @@ def test_what_a_cache_cannot_do_is_said():
     model.config.neighbor_tolerance = 0.1
     with pytest.raises(ValueError, match="set neighbor_tolerance=None"):
         model(torch.ones(1, 3, dtype=torch.long), use_cache=True)
+    model = make("heat")
+    model.config.neighbor_tolerance = 0.1  # of another mixer: it means nothing here
+    model(torch.ones(1, 3, dtype=torch.long), use_cache=True)
     with pytest.raises(ValueError, match="with the cached tokens"):
         make("heat")(torch.ones(1, 3, dtype=torch.long), attention_mask=torch.ones(1, 2), use_cache=True)
 

@@ -90,6 +90,15 @@ def test_survives_a_round_trip(tmp_path, offsets):
         ({"diffusion_alpha": None}, "diffusion_alpha is None; give a number"),
         ({"diffusion_hop_dropout": 1.0}, "diffusion_hop_dropout is 1.0"),
         ({"pooling": "median"}, "pooling is 'median'"),
+        ({"heat_time": "abc"}, "heat_time is 'abc'; give a number or None"),
+        ({"heat_time": [1, 2]}, "heat_time is [1, 2]; give a number or None"),
+        ({"heat_time_bounds": ["a", "b"]}, "heat_time_bounds is ['a', 'b']; give two numbers above 0"),
+        ({"hidden_dropout": "x"}, "hidden_dropout is 'x'; give a number"),
+        ({"neighbor_tolerance": "abc"}, "neighbor_tolerance is 'abc'; give a number or None"),
+        ({"neighbor_shared_steps": "false"}, "neighbor_shared_steps is 'false'; give True or False"),
+        ({"pooling_features": 2.5}, "pooling_features is 2.5; give a whole number"),
+        ({"classifier_hidden_size": 1.5}, "classifier_hidden_size is 1.5; give a whole number or None"),
+        ({"hidden_size": True}, "hidden_size is True; give a whole number"),
     ],
 )
 def test_wrong_values_are_named(values, words):

@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForMaskedLM,
     BartConfig,
     BertConfig,
+    BigBirdPegasusConfig,
     Gemma2Config,
     GPT2Config,
     LlamaConfig,
@@ -226,5 +227,31 @@ def test_models_that_ask_for_more_are_refused():
     shape = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
     bart = BartConfig(**SMALL, **shape, encoder_attention_heads=2, decoder_attention_heads=2, decoder_start_token_id=1)
     model = AutoModel.from_config(bart, attn_implementation="attention_diffusion")
-    with pytest.raises(RequestError, match="leave models with cross-attention their own"):
-        model(input_ids=ids, decoder_input_ids=ids[:, :4], use_cache=False)
+    for tokens, message in (
+        (4, "leave models with cross-attention their own"),
+        (6, "a decoder's attention that is not causal"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            model(input_ids=ids, decoder_input_ids=ids[:, :tokens], use_cache=False)
+
+
+@pytest.mark.parametrize("attention", ["heat_kernel", "attention_diffusion"])
+def test_a_decoder_that_leaves_causality_to_its_mask_is_refused(attention):
+    register_attention()
+    shape = {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
+    pegasus = BigBirdPegasusConfig(**SMALL, **shape, max_position_embeddings=32)
+    model = AutoModelForCausalLM.from_config(pegasus, attn_implementation=attention)
+    with pytest.raises(RequestError, match="leave this model its own attention"):
+        model(draw_ids(6), use_cache=False)
+
+
+def test_heat_kernel_hears_another_text_as_the_models_own_attention_does():
+    register_attention()
+    shape = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    bart = BartConfig(**SMALL, **shape, encoder_attention_heads=2, decoder_attention_heads=2, decoder_start_token_id=1)
+    model = AutoModel.from_config(bart, dtype=torch.float64).eval()
+    ids, own = draw_ids(6), {}
+    for attention in ("eager", "heat_kernel"):
+        model.set_attn_implementation(attention)
+        own[attention] = model(input_ids=ids, decoder_input_ids=ids.flip(1), use_cache=False).last_hidden_state
+    torch.testing.assert_close(own["heat_kernel"], own["eager"])

@@ -89,5 +89,5 @@ def test_empty_texts_are_counted_aloud(tmp_path):
 
 def test_streaming_is_chosen_by_size(reviews, monkeypatch):
     assert isinstance(load_task("text_file", data=reviews).train, Examples)
-    monkeypatch.setattr(text_file, "_memory_available", lambda: 1000)
+    monkeypatch.setattr(text_file, "_HELD_AT_MOST", 1000)
     assert isinstance(load_task("text_file", data=reviews).train, StreamedExamples)

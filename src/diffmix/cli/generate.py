@@ -80,8 +80,13 @@ def generate(
             eos_token_id=tokenizer.eos_token_id,
             **choices,
         )
+    start = tokenizer.decode(ids, skip_special_tokens=True)
     for number, result in enumerate(results):
-        text = tokenizer.decode(result[len(ids) :], skip_special_tokens=True)
+        whole = tokenizer.decode(result, skip_special_tokens=True)
+        if whole.startswith(start):  # decoded alone, many tokenizers' first word would lose the space before it
+            text = whole[len(start) :]
+        else:
+            text = tokenizer.decode(result[len(ids) :], skip_special_tokens=True)
         if as_json:
             typer.echo(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
             continue

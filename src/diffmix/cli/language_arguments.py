@@ -65,6 +65,9 @@ def standard_arguments(arguments: Sequence[str]) -> list[str]:
     result = ["train", "language", *(part for change in changes for part in ("--set", change)), *others]
     if given.resume is not None:
         result.append("--resume")
+    named = "--resume CHECKPOINT" if given.resume else "--exp_name" if given.exp_name is not None else None
+    if named is not None and any(part == "--output" or part.startswith("--output=") for part in others):
+        raise RequestError(f"train language: {named} and --output both name the run's folder: give one of them")
     if given.resume:
         result += ["--output", str(_run_folder(Path(given.resume)))]
     elif given.exp_name is not None:

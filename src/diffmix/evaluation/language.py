@@ -59,11 +59,9 @@ def target_scores(
     model.eval()
     try:
         numbers = range(len(windows)) if numbers is None else numbers
-        for start in range(0, len(numbers), batch_size):
-            chosen = numbers[start : start + batch_size]
+        for chosen in _batches(windows, numbers, batch_size):
             rows = [torch.from_numpy(windows[number]["input_ids"]).long() for number in chosen]
-            # What is filled up behind a row changes nothing before it, since no token hears the future.
-            ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+            ids = torch.stack(rows).to(device)
             autocast = _AUTOCAST[dtype]
             with (
                 contextlib.nullcontext() if gradients else torch.inference_mode(),
@@ -81,6 +79,18 @@ def target_scores(
             on_batch(len(chosen))
     finally:
         model.train(was_training)
+
+
+def _batches(windows: TokenWindows | PixelWindows, numbers: Sequence[int], batch_size: int) -> Iterator[Sequence[int]]:
+    """`numbers` in order, windows of one length at once (the last of a text is shorter): whoever watches the model, as
+    `recorded_times` does, sees no filling."""
+    lengths = windows.lengths
+    start = 0
+    for end in range(1, len(numbers) + 1):
+        full = end - start == batch_size
+        if full or end == len(numbers) or lengths[numbers[end]] != lengths[numbers[start]]:
+            yield numbers[start:end]
+            start = end
 
 
 def score_text(

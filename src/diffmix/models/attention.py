@@ -14,7 +14,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from diffmix.errors import RequestError
-from diffmix.models.foreign_attention import OURS, refuse_foreign
+from diffmix.models.foreign_attention import OURS, leaves_causality_to_masks, refuse_foreign
 from diffmix.models.sparse_attention import diffused_attention, padding_mask
 from diffmix.ops.heat_kernel_attention import heat_kernel_attention
 
@@ -65,6 +65,12 @@ def _heat_kernel(
     refuse_foreign(module, kwargs, "heat_kernel")
     if is_causal is None:
         is_causal = bool(getattr(module, "is_causal", True))
+    whole = query.shape[2] == key.shape[2] > 1
+    if attention_mask is None and not is_causal and whole and leaves_causality_to_masks(module):
+        raise RequestError(
+            f"{type(module).__name__} does not say whether it is causal and would hear the future; leave this model its own "
+            "attention"
+        )
     time = heat_time if isinstance(heat_time, Tensor | None) else _checked(heat_time, "heat_time")
     if time is None:
         time = _configured_time(module)

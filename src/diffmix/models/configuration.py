@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import types
+import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +40,8 @@ class DiffmixConfig(PretrainedConfig):
         num_key_value_heads: heads of keys and values, a divisor of num_attention_heads; None: as many.
         intermediate_size: hidden width of the MLP; None: 4·hidden_size.
         gated_mlp: whether its hidden layer is GELU(W h) ⊙ V h (Shazeer 2020) instead of GELU(W h).
-        max_position_embeddings: the longest sequence that a model with learned positions takes, and what tokenizers cut at.
+        max_position_embeddings: the longest sequence, padding included, that a model with learned positions takes, and what
+            tokenizers cut at.
         position_embedding: `"rotary"`, `"learned"` or `"none"`; None: rotary for attention mixers, none for neighbor.
         hidden_dropout: on the update of each block.
         attention_dropout: on attention weights.
@@ -225,7 +229,8 @@ class DiffmixConfig(PretrainedConfig):
         super().__init__(**{"pad_token_id": pad_token_id, "tie_word_embeddings": tie_word_embeddings, **kwargs})
 
     def check(self) -> None:
-        """Raise a ValueError where values do not fit together."""
+        """Raise a ValueError where values are of another type or do not fit together."""
+        self._check_types()
         for name, choices in (
             ("mixer", MIXERS),
             ("position_embedding", POSITION_EMBEDDINGS),
@@ -251,7 +256,7 @@ class DiffmixConfig(PretrainedConfig):
             "neighbor_heads",
             "embedding_buckets",
         ):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+            if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give a whole number of at least 1")
         for name in (
             "hidden_dropout",
@@ -300,6 +305,12 @@ class DiffmixConfig(PretrainedConfig):
                 f"norm_placement is 'post' but mixer is {self.mixer!r}, whose blocks are pre-norm; leave norm_placement out"
             )
 
+    def _check_types(self) -> None:
+        for name, kinds in _number_types().items():
+            if name in vars(self) and not any(_is(getattr(self, name), kind) for kind in kinds):
+                wanted = " or ".join(text for kind, text in _TYPE_NAMES.items() if kind in kinds)
+                raise ValueError(f"{name} is {getattr(self, name)!r}; give {wanted}")
+
     def _check_ngrams(self) -> None:
         sizes = self.embedding_ngrams
         whole = isinstance(sizes, list) and all(isinstance(size, int) and size > 1 for size in sizes)
@@ -311,7 +322,8 @@ class DiffmixConfig(PretrainedConfig):
             )
 
     def _check_heat(self) -> None:
-        bounds: Any = self.heat_time_bounds if isinstance(self.heat_time_bounds, list) else []
+        given: Any = self.heat_time_bounds
+        bounds = given if isinstance(given, list) and all(_is(bound, float) for bound in given) else []
         lowest, highest = [*bounds, 0.0, 0.0][:2]
         if len(bounds) != 2 or not 0 < lowest < highest < math.inf:
             raise ValueError(
@@ -455,6 +467,26 @@ class DiffmixConfig(PretrainedConfig):
             raise ValueError(
                 f"neighbor_tracks is True but neighbor_heads is {self.neighbor_heads}; leave one of them out"
             )
+
+
+_TYPE_NAMES = {bool: "True or False", int: "a whole number", float: "a number", type(None): "None"}
+
+
+@functools.cache
+def _number_types() -> dict[str, tuple[type, ...]]:
+    """The types of each argument that is a number, a flag or None and nothing else."""
+    hints = typing.get_type_hints(DiffmixConfig.__init__)
+    kinds = {
+        name: typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,) for name, hint in hints.items()
+    }
+    return {name: each for name, each in kinds.items() if set(each) <= set(_TYPE_NAMES)}
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether `value` is of that type; whole numbers are numbers, too, and flags are not."""
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from diffmix.errors import RequestError
 
@@ -29,6 +30,23 @@ def refuse_foreign(module: nn.Module, arguments: Mapping[str, Any], implementati
             f"output_attentions=True, but attn_implementation={implementation!r} returns no weights; leave it out, or give the "
             "model attn_implementation='eager'"
         )
+
+
+def leaves_causality_to_masks(module: nn.Module) -> bool:
+    """Whether a module is a decoder's that does not say that it is causal, in a family that always expects a mask.
+
+    Families that support `sdpa` set `is_causal`; in others (BigBirdPegasus, NLLB-MoE, Pegasus-X) it is False in decoders, too.
+    """
+    if not getattr(module, "is_decoder", False) or getattr(module, "is_causal", False):
+        return False
+    family = type(module).__module__
+    return any(
+        isinstance(kind, type)
+        and issubclass(kind, PreTrainedModel)
+        and kind.__module__ == family
+        and not kind._supports_sdpa
+        for kind in vars(sys.modules[family]).values()
+    )
 
 
 def with_attention(make: Callable[[], Any], attention: str | None) -> Any:

@@ -179,7 +179,7 @@ class DiffmixModel(DiffmixPreTrainedModel):
         values = input_ids if inputs_embeds is None else inputs_embeds
         if values is None or (input_ids is not None and inputs_embeds is not None):
             raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
-        if self.config.neighbor_tolerance is not None:
+        if self.config.neighbor_tolerance is not None and self.config.mixer == "neighbor":
             raise ValueError(
                 "a cache needs the same steps for every token: set neighbor_tolerance=None, or use_cache=False"
             )

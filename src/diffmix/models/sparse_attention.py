@@ -83,6 +83,11 @@ def diffused_attention(
             f"{name} does not say {'its configuration' if config is None else 'whether it is causal'}, which {_NAME} needs; "
             "leave this model its own attention"
         )
+    if getattr(module, "is_decoder", False) and not is_causal:
+        raise RequestError(
+            f"{name} is a decoder's attention that is not causal, over another text or by a mask of its own, which {_NAME} "
+            "does not do; leave this model its own attention"
+        )
     if key.shape[2] != query.shape[2]:
         raise RequestError(
             f"{name} has {query.shape[2]} queries and {key.shape[2]} keys, but {_NAME} takes whole sequences: set "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +16,10 @@ from diffmix.tasks.splits import Cut, Facts, cut_off, describe_limit, describe_v
 from diffmix.tasks.streamed_text_file import stream_text_file
 from diffmix.tasks.table_files import read_files
 
+_HELD_AT_MOST = (
+    4_200_000_000  # bytes; no matter what is free, so that every machine, and every resumption, cuts the same rows
+)
+
 
 def load_text_file(
     *,
@@ -29,7 +32,8 @@ def load_text_file(
     """Any CSV, TSV, JSONL or Parquet file, or a folder with a train and perhaps a validation and a test file.
 
     Missing splits are cut from train. Label names are those of train, in numeric order if all are whole numbers, else
-    in alphabetical order. `stream`: None streams a file that memory would not hold, True and False decide.
+    in alphabetical order. `stream`: None streams files of more than 700 MB (Parquet: half), whatever memory is free, since
+    streamed files are cut in another way; True and False decide.
     """
     if data is None:
         raise RequestError("text_file: no data given; name a CSV, TSV, JSONL or Parquet file, or a folder, with --data")
@@ -42,18 +46,16 @@ def load_text_file(
                 f"--data {path}: the folder holds no train file; name it train.csv (or .tsv, .jsonl, .parquet), or give a file"
             )
     if stream is None:
-        stream = _memory_needed(files["train"]) > _memory_available()
+        stream = _memory_needed(files["train"]) > _HELD_AT_MOST
     facts: Facts = {"source": f"file {path.name}" if path.is_file() else f"folder {path.name}"}
     load = stream_text_file if stream else _hold_text_file
     return load(files, columns, how, facts, on_notice)
 
 
 def whole_file(path: Path, columns: Columns, on_notice: Callable[[str], None]) -> TaskData | None:
-    """A file with all of its rows as test, for a model that was trained on others; None: memory would not hold them."""
-    if _memory_needed([path]) > _memory_available():
-        on_notice(
-            f"{path}: memory would not hold all of its rows: those are measured that would be cut from it for test"
-        )
+    """A file with all of its rows as test, for a model that was trained on others; None: it is too large for memory."""
+    if _memory_needed([path]) > _HELD_AT_MOST:
+        on_notice(f"{path}: too large to be held: those rows are measured that would be cut from it for test")
         return None
     rows = read_files([path], columns)
     names = in_order(value_counts(rows))
@@ -113,13 +115,3 @@ def _notice_empty(rows: Rows, path: Path, on_notice: Callable[[str], None]) -> N
 def _memory_needed(paths: Sequence[Path]) -> int:
     """A guess of the bytes that texts, their cuts and their tokens take at most: 1 GB of CSV measured 5."""
     return sum(path.stat().st_size * (12 if path.suffix == ".parquet" else 6) for path in paths if path.is_file())
-
-
-def _memory_available() -> int:
-    """Half of the memory that is free now."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024 // 2
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if hasattr(os, "sysconf") else 4 << 30

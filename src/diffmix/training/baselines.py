@@ -85,7 +85,7 @@ def train_tfidf(
 ) -> dict[str, Any]:
     """Fit on train, choose the regularisation by validation, measure on test, fill the run's folder."""
     if not isinstance(task.train, Examples):
-        raise RequestError("model=tfidf needs train in memory but it is streamed: set stream=false, or limit")
+        raise RequestError("model=tfidf needs train in memory but it is streamed: set stream=false")
     texts, labels = _texts(task.train), task.train.labels
     if len(np.unique(labels)) < 2:
         raise RequestError(
