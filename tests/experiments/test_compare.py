@@ -59,8 +59,28 @@ def test_specs_split_at_the_first_colon_and_at_commas_outside_brackets():
         "ag_news",
         ("epochs=2", "neighbor_offsets=[-1,0,1]", "tokenizer=bytes"),
     )
+    nested = "neighbor_offsets=[[-1,0,1],[-2,0,2]]"
+    assert parse_entry(f"lra_image:{nested},num_hidden_layers=2").overrides == (nested, "num_hidden_layers=2")
     with pytest.raises(RequestError, match="colon"):
         split_spec("ag_news:")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "[[1, [2, 3]], 4]",
+        "{a: {b: 1}, c: [2, 3]}",
+        "'x, y'",
+        '"x, [y"',
+        "[it's, don't]",
+        "['a]', b]",
+        '["a[", b]',
+        "a[b",
+        "a]b",
+    ],
+)
+def test_a_value_of_a_spec_goes_on_to_the_bracket_or_quote_that_closes_it(value):
+    assert split_spec(f"x:first=1,key={value},last=2") == ("x", ("first=1", f"key={value}", "last=2"))
 
 
 def test_each_recipe_is_trained_and_the_table_written(tmp_path, recipe):

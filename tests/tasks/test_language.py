@@ -174,6 +174,42 @@ def test_a_folder_with_named_splits(tmp_path):
     assert load_language("plain_text", data=tmp_path).load_test().texts == ["test"]
 
 
+@pytest.mark.parametrize("name", ["valid.txt", "val.md", "dev.rst", "Validation.txt"])
+def test_validation_has_the_names_that_it_has_in_tables(tmp_path, name):
+    for file in ("train.txt", name, "test.txt", "notes.md"):
+        (tmp_path / file).write_text(file)
+    data = load_language("plain_text", data=tmp_path)
+    assert (data.train.texts, data.validation.texts) == (["train.txt"], [name])
+    assert data.load_test().texts == ["test.txt"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train.txt", "dev.txt", "valid.txt"], r"dev\.txt and valid\.txt are both of the validation split; keep one"),
+        (["test.md", "test.txt", "train.txt", "val.txt"], r"test\.md and test\.txt are both of the test split"),
+        (
+            ["a.txt", "test.txt", "train.txt"],
+            r"holds train\.txt and test\.txt but no validation\.txt; add what is missing, or rename",
+        ),
+        (["a.txt", "b.txt", "test.txt"], r"holds test\.txt but no train\.txt and no validation\.txt"),
+        (["a.txt", "b.txt", "valid.txt"], r"holds valid\.txt but no train\.txt; add what"),
+    ],
+)
+def test_files_named_after_splits_are_never_drawn(tmp_path, names, message):
+    for name in names:
+        (tmp_path / name).write_text(name)
+    with pytest.raises(RequestError, match=message):
+        load_language("plain_text", data=tmp_path)
+
+
+def test_names_of_splits_further_down_are_of_no_account(tmp_path):
+    for chapter in range(4):
+        (tmp_path / str(chapter)).mkdir()
+        (tmp_path / str(chapter) / "test.txt").write_text("text")
+    assert load_language("plain_text", data=tmp_path).facts["files"] == 4
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [

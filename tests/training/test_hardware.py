@@ -1,4 +1,6 @@
+import os
 import platform
+import shutil
 import subprocess
 import sys
 
@@ -47,6 +49,28 @@ def test_peak_memory_sees_what_was_freed_again():
     del (taken := [np.ones(2**23)])[:]  # 64 MiB, touched and freed
     assert taken == []
     assert hardware.peak_memory("cpu", before) > 50 * 2**20
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_revision_is_of_a_checkout_of_the_package_not_of_what_it_is_installed_in(tmp_path, monkeypatch):
+    def git(*command):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=n", "-c", "user.email=e", *command], check=True)
+
+    for name in [name for name in os.environ if name.startswith("GIT_")]:  # a hook's, which would point elsewhere
+        monkeypatch.delenv(name)
+    module = tmp_path / "diffmix" / "training" / "hardware.py"
+    module.parent.mkdir(parents=True)
+    (module.parents[1] / "__init__.py").touch()
+    monkeypatch.setattr(hardware, "__file__", str(module))
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "without the package")
+    assert hardware.environment("cpu")["revision"] is None
+    git("add", ".")
+    git("commit", "-q", "-m", "with it")
+    revision = hardware.environment("cpu")["revision"]
+    assert len(revision) == 40
+    module.touch()
+    assert hardware.environment("cpu")["revision"] == f"{revision}+"
 
 
 def _dataset(rows, length):

@@ -22,6 +22,8 @@ from diffmix.training.recipe import Recipe, load_recipe
 
 Notice = Callable[[str], None]
 Run = Callable[[Sequence[str]], int]
+# Inside brackets: a quoted text, which begins where a value can (the ' of it's is no quote), or a bracket.
+_IN_BRACKETS = re.compile(r"(?<=[\[{,:\s])(?:\"[^\"]*\"|'[^']*')|[\[\]{}]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +41,25 @@ def split_spec(spec: str) -> tuple[str, tuple[str, ...]]:
     name, colon, rest = spec.partition(":")
     if colon and not rest:
         raise RequestError(f"{spec!r} ends in a colon: write NAME:key=value, or NAME alone")
-    overrides = re.findall(r"(?:\[[^\]]*\]|\{[^}]*\}|\"[^\"]*\"|'[^']*'|[^,])+", rest)
-    return name, tuple(part.strip() for part in overrides)
+    overrides, start, place = [], 0, 0
+    while place < len(rest):
+        if rest[place] == ",":
+            overrides.append(rest[start:place])
+            start = place + 1
+        place = _behind(rest, place)
+    return name, tuple(part.strip() for part in [*overrides, rest[start:]] if part)
+
+
+def _behind(text: str, place: int) -> int:
+    """Where the bracket or quote that opens at `place` is closed, plus 1; `place` + 1 where none opens, or it is left open."""
+    if text[place] in "\"'":
+        return max(text.find(text[place], place + 1), place) + 1
+    depth = 0
+    for match in _IN_BRACKETS.finditer(text, place) if text[place] in "[{" else ():
+        depth += (match[0] in "[{") - (match[0] in "]}")
+        if not depth:
+            return match.end()
+    return place + 1
 
 
 def parse_entry(spec: str) -> Entry:

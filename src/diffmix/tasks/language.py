@@ -24,7 +24,7 @@ from diffmix.errors import RequestError
 from diffmix.tasks.examples import cut
 from diffmix.tasks.pixels import PIXEL_TASKS, PixelImages, load_pixels
 from diffmix.tasks.rows import Columns
-from diffmix.tasks.sources import FolderSource, HubSource, find_source, split_files
+from diffmix.tasks.sources import SPLIT_NAMES, FolderSource, HubSource, find_source, split_files
 from diffmix.tasks.splits import Cut
 
 _TEXT_TASKS = ("wikitext2", "wikitext2_raw", "wikitext103", "tiny_shakespeare", "python_docs", "plain_text")
@@ -231,8 +231,8 @@ def plain_text_files(folder: Path) -> list[Path]:
 def load_plain_text(data: str | Path | None, seed: int) -> LanguageData:
     """Text of your own, UTF-8: a file, whose last tenths are validation and test, line by line; or a folder.
 
-    A folder holds train.txt and validation.txt (and test.txt), or any .txt, .md and .rst files, also further down, of
-    which a tenth each, drawn by `seed`, is validation and test.
+    A folder holds train.txt and validation.txt (or valid, val or dev; and test.txt), or any .txt, .md and .rst files,
+    also further down, of which a tenth each, drawn by `seed`, is validation and test.
     """
     if data is None:
         raise RequestError("plain_text: no text was given; give a file or a folder of files with --data")
@@ -240,8 +240,8 @@ def load_plain_text(data: str | Path | None, seed: int) -> LanguageData:
     if path.is_file():
         return _in_order("plain_text", path, r"(?<=\n)")
     files = plain_text_files(path)
-    named = {file.stem: file for file in files if file.parent == path}
-    if "train" in named and "validation" in named:
+    named = _named_splits(path, files)
+    if named:
         train, validation = (Documents.of([read_text(named[split])]) for split in ("train", "validation"))
         test = named.get("test")
         return LanguageData(
@@ -270,6 +270,30 @@ def load_plain_text(data: str | Path | None, seed: int) -> LanguageData:
         lambda: read(test_files),
         {"source": path.name, "files": len(files), "validation": f"cut by file (seed {seed})"},
     )
+
+
+def _named_splits(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
+    """Split → its file, of those that lie in `folder` itself; empty where no file has the name of a split.
+
+    Raises RequestError where a split has two files, or train or validation has none.
+    """
+    named: dict[str, Path] = {}
+    for split in ("train", "validation", "test"):
+        found = [file for file in files if file.parent == folder and file.stem.lower() in SPLIT_NAMES[split]]
+        if len(found) > 1:
+            raise RequestError(
+                f"plain_text: {found[0]} and {found[1].name} are both of the {split} split; keep one of them, or rename one"
+            )
+        if found:
+            named[split] = found[0]
+    missing = [f"{split}.txt" for split in ("train", "validation") if split not in named]
+    if named and missing:
+        held = " and ".join(file.name for file in named.values())
+        raise RequestError(
+            f"plain_text: {folder} holds {held} but no {' and no '.join(missing)}; add what is missing, or rename {held} "
+            "to have validation and test drawn from all files"
+        )
+    return named
 
 
 def _in_order(name: str, path: Path, between: str) -> LanguageData:

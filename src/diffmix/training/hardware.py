@@ -165,17 +165,14 @@ def _cpu_name() -> str:
 
 def _revision() -> str | None:
     """The git revision of the package's own checkout, with `+` where files differ; None for an installed package."""
-    folder = Path(__file__).parents[1]
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+
+    def told(*command: str) -> str:
+        return subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        revision = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "-C", str(folder), "status", "--porcelain", "."],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        told("ls-files", "--error-unmatch", "__init__.py")  # fails in a checkout of something else, around a .venv
+        revision, changed = told("rev-parse", "HEAD"), told("status", "--porcelain", ".")
     except (OSError, subprocess.CalledProcessError):
         return None
     return revision + ("+" if changed else "")
