@@ -5,13 +5,14 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from transformers import BigBirdConfig, BloomConfig, DebertaV2Config, GPT2Config, RobertaConfig, XLNetConfig
+from transformers import BertConfig, BigBirdConfig, BloomConfig, DebertaV2Config, GPT2Config, RobertaConfig, XLNetConfig
 
 from diffmix.errors import RequestError
 from diffmix.models.positions import longest_input, positions_for
 from diffmix.tasks.encoding import EncodedDataset, shortest_input
 from diffmix.tasks.examples import Examples
 from diffmix.tasks.tokenizers import build_tokenizer
+from diffmix.training.building import drawn_model
 from diffmix.training.language import load_language_model
 from diffmix.training.prediction import load_classifier
 from diffmix.training.recipe import load_recipe
@@ -210,6 +211,21 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, names_csv, checkpoi
     with pytest.raises(RequestError, match=words):
         fine_tuned(tmp_path / "run", names_csv, checkpoint, *keys)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("model", ["t5", "bart"])
+def test_a_family_whose_classifier_needs_an_end_token_is_refused(tmp_path, names_csv, model):
+    for name, keys, data in (("digits", [], None), ("text_file", TEXT.split(), names_csv)):
+        with pytest.raises(RequestError, match=f"^model={model} classifies by a decoder .*: set another model$"):
+            train(
+                load_recipe(name, [*keys, f"model={model}"]), data=data, output=tmp_path / "run", notice=lambda _: None
+            )
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_misses_a_key_is_refused_in_one_line():
+    with pytest.raises(RequestError, match=r"^model=bert: .*no attribute 'width'; give model keys that fit together$"):
+        drawn_model(load_recipe("digits", ["model=bert"]), lambda: BertConfig().width)
 
 
 def test_our_own_model_names_its_attention_otherwise():

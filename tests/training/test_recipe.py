@@ -305,6 +305,39 @@ def test_a_recipe_may_merge_a_mapping_into_another(tmp_path):
     assert recipe.self_training == {"epochs": 7, "learning_rate": 0.002}
 
 
+@pytest.mark.parametrize("model", ["nonsense", ""])
+def test_an_unknown_model_is_refused_without_keys_of_its_own_too(model):
+    with pytest.raises(RequestError, match=f"^model='{model}' is unknown: diffmix, tfidf or a Hugging Face model type"):
+        load_recipe("digits", [f"model={model}"])
+
+
+@pytest.mark.parametrize(
+    ("phase", "key", "value"),
+    [
+        ("pretraining", "validation_fraction", "0.01"),
+        ("pretraining", "init_from", "somewhere"),
+        ("pretraining", "pretraining", "{epochs: 1}"),
+        ("pretraining", "self_training", "{epochs: 1}"),
+        ("self_training", "validation_fraction", "0.01"),
+        ("self_training", "task", "sst2"),
+        ("self_training", "pretraining", "{epochs: 1}"),
+        ("self_training", "self_training", "{epochs: 1}"),
+    ],
+)
+def test_a_phase_does_not_take_what_only_the_run_has(phase, key, value):
+    with pytest.raises(RequestError, match=rf"^recipe key '{phase}\.{key}' cannot be set.*: leave it out$"):
+        load_recipe("imdb", [f"{phase}.{key}={value}"])
+
+
+def test_phases_share_the_runs_cut_of_validation():
+    recipe = load_recipe("imdb", ["validation_fraction=0.2", "pretraining.task=sst2"])
+    phase, teacher = recipe.pretraining_recipe(), recipe.teacher_recipe()
+    assert phase is not None
+    assert teacher is not None
+    assert phase.validation_fraction == teacher.validation_fraction == 0.2
+    assert phase.task == "sst2"  # what is read without labels may be another task's
+
+
 def test_pretraining_and_init_from_exclude_each_other():
     with pytest.raises(RequestError, match="drop the other"):
         load_recipe("imdb", ["init_from=somewhere"])

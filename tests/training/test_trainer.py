@@ -544,6 +544,11 @@ def test_streamed_rows_train_and_resume(names_csv, tmp_path, monkeypatch):
     assert reproducible(train(recipe, names_csv, tmp_path / "part", resume=True)) == reproducible(whole)
 
 
+def test_streamed_pairs_train_with_as_many_in_memory_as_fit(pairs_csv, tmp_path):
+    train(small("stream=true", "pair_column=other", "max_steps=1"), pairs_csv, tmp_path / "run")
+    assert load_classifier(tmp_path / "run").reads_pairs
+
+
 def test_streamed_rows_cannot_warm_up_lengths(names_csv, tmp_path):
     with pytest.raises(RequestError, match="length_warmup=0"):
         train(small("stream=true", "length_warmup=0.5"), names_csv, tmp_path / "run")

@@ -138,10 +138,12 @@ def _flat(texts: Sequence[str], encoder: Encoder) -> tuple[np.ndarray, np.ndarra
     return np.concatenate(parts), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def rows_of_length(tokens: int, rows: int) -> EncodedDataset:
-    """Rows of label 0 that hold the token 1 throughout: the longest that a stream may bring, to measure a step with."""
+def rows_of_length(tokens: int, rows: int, *, pairs: bool = False) -> EncodedDataset:
+    """Rows of label 0 that hold the token 1 throughout: the longest that a stream, perhaps of pairs, may bring, to measure a
+    step with."""
     offsets = np.arange(rows + 1, dtype=np.int64) * tokens
-    return EncodedDataset(np.ones(rows * tokens, dtype=np.int32), offsets, np.zeros(rows, dtype=np.int64))
+    pair = rows_of_length(tokens, rows) if pairs else None
+    return EncodedDataset(np.ones(rows * tokens, dtype=np.int32), offsets, np.zeros(rows, dtype=np.int64), pair)
 
 
 def round_length(tokens: int) -> int:
@@ -209,6 +211,7 @@ class StreamedDataset(IterableDataset):
     into batches of `batch_size` neighbours, and the batches come out in random order; a DataLoader of the same batch size
     thus pads little. With DataLoader workers each takes every k-th of the file's batches.
     Items are those of EncodedDataset. `set_epoch` changes the order; the same seed and epoch give the same order.
+    `pairs`: whether the rows are pairs of texts, for who must know it before reading one.
     """
 
     def __init__(
@@ -220,6 +223,7 @@ class StreamedDataset(IterableDataset):
         batch_size: int,
         buffer_rows: int = 32_768,
         seed: int = 0,
+        pairs: bool = False,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size}; give 1 row or more")
@@ -230,6 +234,7 @@ class StreamedDataset(IterableDataset):
         self._buffer_rows = max(1, buffer_rows // batch_size) * batch_size
         self._seed = seed
         self._epoch = 0
+        self.pairs = pairs
 
     def __len__(self) -> int:
         return len(self._examples)

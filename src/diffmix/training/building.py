@@ -168,6 +168,12 @@ def build_classifier(recipe: Recipe, task: TaskData, tokenizer: Any, start: Path
         raise RequestError(
             f"summary_type={config.summary_type} reads the padding of xlnet's shorter texts: set summary_type=first"
         )
+    if start is None and config.is_encoder_decoder:
+        begins, ends = getattr(config, "decoder_start_token_id", None), getattr(config, "eos_token_id", None)
+        if begins is None or tokenizer is None or ends is None or ends != tokenizer.eos_token_id:
+            raise RequestError(
+                f"model={recipe.model} classifies by a decoder and here are no start and end tokens for it: set another model"
+            )
     set_seed(recipe.seed)
     if start is not None:
         kind: Any = models.DiffmixForSequencePairClassification if pairs else AutoModelForSequenceClassification
@@ -202,7 +208,7 @@ def drawn_model(recipe: Recipe, make: Callable[[], Any]) -> Any:
         return with_attention(make, recipe.attn_implementation)
     except RequestError:
         raise
-    except (ValueError, TypeError, LookupError, ArithmeticError, AssertionError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(". ")
         raise RequestError(f"model={recipe.model}: {reason}; give model keys that fit together") from None
 

@@ -134,8 +134,8 @@ class Fitter:
             return min(self.recipe.micro_batch_size, share)
         if self.device == "cuda":
             return share
-        if not hasattr(rows, "lengths"):  # streamed: how long they are is not known before
-            rows = rows_of_length(self.recipe.max_length, PROBE_ROWS)
+        if isinstance(rows, StreamedDataset):  # how long they are is not known before
+            rows = rows_of_length(self.recipe.max_length, PROBE_ROWS, pairs=rows.pairs)
 
         def step(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
             with autocast(self.device, self.dtype):

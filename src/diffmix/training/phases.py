@@ -290,7 +290,14 @@ class Run:
                 raise RequestError(f"subword_dropout: {error}") from None
         if isinstance(task.train, Examples):
             return encode(task.train, tokenizer, recipe.max_length)
-        return StreamedDataset(task.train, tokenizer, recipe.max_length, batch_size=recipe.batch_size, seed=recipe.seed)
+        return StreamedDataset(
+            task.train,
+            tokenizer,
+            recipe.max_length,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            pairs=task.validation.pairs is not None,
+        )
 
     def _plain_rows(self, task: TaskData, tokenizer: Any) -> Any:
         """What the task has of texts, with or without labels, encoded without dropout."""

@@ -188,7 +188,8 @@ def load_classifier(folder: Path | str, *, device: str = "auto", dtype: str = "a
     elif "task" in recipe and not reads_ids(str(recipe["task"])):
         raise damaged(folder, "no tokenizer_config.json")
     longest = longest_input(hf_config) or 10**9
-    max_length = min(longest, tokenizer.model_max_length) if tokenizer is not None else longest
+    cut = tokenizer.model_max_length if tokenizer is not None else _trained_length(recipe, folder)
+    max_length = longest if cut is None else min(longest, cut)
     label_names = tuple(str(hf_config.id2label[index]) for index in range(int(hf_config.num_labels or 0)))
     parse = parse_expression if recipe.get("task") in LISTOPS_TASKS else None
     return Classifier(model, tokenizer, label_names, max_length, resolve_dtype(dtype, device), reads_pairs, parse)
@@ -293,6 +294,17 @@ def _recipe_keys(folder: Path) -> dict[str, Any]:
     if not isinstance(keys, dict):
         raise damaged(file, "it holds no keys")
     return keys
+
+
+def _trained_length(recipe: Mapping[str, Any], folder: Path) -> int | None:
+    """How many ids a row was cut at in the training that the recipe of `folder` describes; None: it does not say.
+
+    Raises RunError where it says nonsense.
+    """
+    length = recipe.get("max_length")
+    if length is not None and (type(length) is not int or length < 1):
+        raise damaged(folder / "recipe.yaml", "its max_length is no number of ids")
+    return length
 
 
 def labels_for(examples: Examples, task_labels: Sequence[str], model_labels: Sequence[str]) -> np.ndarray:

@@ -27,6 +27,12 @@ PHASES = ("pretraining", "self_training")  # keys that hold a recipe's changes f
 
 _SHARED = ("model", "tokenizer", "class_token")  # keys that a phase shares with what starts from its weights
 
+# What a phase shares with the run, or does not do: keys that its mapping may not hold.
+_NOT_IN_PHASE = {
+    "pretraining": ("validation_fraction", "init_from", *PHASES),
+    "self_training": ("validation_fraction", "task", *PHASES),
+}
+
 # What a model learns from its data is not a choice of the recipe.
 _FOLLOWS = {
     "vocab_size": "it follows from the tokenizer; set tokenizer, as in tokenizer=wordpiece-16000",
@@ -199,6 +205,7 @@ def recipe_from_mapping(mapping: Mapping[str, Any], *, name: str) -> Recipe:
             if field.name == "micro_batch_size" and value == "auto":
                 value = None
             values[field.name] = _checked(field.name, value, hints[field.name], field.metadata)
+    _check_phase_keys(values)
     _check_starting_point(values)
     _check_trackers(values.get("report_to", ()))
     recipe = Recipe(name=name, config=_checked_config(values.get("model", "diffmix"), mapping), **values)
@@ -262,10 +269,20 @@ def _culprit(before: Any, after: Any) -> str:
 
 
 def model_key_defaults(model: str) -> dict[str, Any]:
-    """The configuration keys that a recipe may set for `model`, with their defaults."""
+    """The configuration keys that a recipe may set for `model`, with their defaults. Raises RequestError where it is unknown."""
     if model == "tfidf":
         return {}
-    from transformers import CONFIG_MAPPING, PreTrainedConfig
+    from transformers import PreTrainedConfig
+
+    config_class = _config_class(model)
+    config = config_class()
+    own = {*config.to_dict(), *config_class.attribute_map} - set(PreTrainedConfig().to_dict())
+    return {key: getattr(config, key) for key in sorted(own) if key not in _FOLLOWS and hasattr(config, key)}
+
+
+def _config_class(model: str) -> Any:
+    """The configuration's class of a model type. Raises RequestError where there is none."""
+    from transformers import CONFIG_MAPPING
 
     import diffmix.models  # noqa: F401  (registers the model type)
 
@@ -273,10 +290,7 @@ def model_key_defaults(model: str) -> dict[str, Any]:
         near = difflib.get_close_matches(model, ["diffmix", "tfidf", *CONFIG_MAPPING.keys()], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise RequestError(f"model={model!r} is unknown: diffmix, tfidf or a Hugging Face model type{hint}")
-    config_class = CONFIG_MAPPING[model]
-    config = config_class()
-    own = {*config.to_dict(), *config_class.attribute_map} - set(PreTrainedConfig().to_dict())
-    return {key: getattr(config, key) for key in sorted(own) if key not in _FOLLOWS and hasattr(config, key)}
+    return CONFIG_MAPPING[model]
 
 
 def _read(name: str, extending: tuple[str, ...] = ()) -> tuple[str, dict[str, Any]]:
@@ -324,6 +338,11 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
 def _checked_config(model: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
     """What is left of a recipe's mapping must be keys of the model's configuration."""
     if not mapping:
+        if model not in (
+            "diffmix",
+            "tfidf",
+        ):  # the two that are there for certain, without an import that takes seconds
+            _config_class(model)
         return {}
     defaults = model_key_defaults(model)
     checked = {}
@@ -371,6 +390,14 @@ def _like_default(key: str, value: Any, default: Any) -> Any:
         return _checked(key, value, str, {})
     number = _converted(value, float) if isinstance(value, str) else None
     return value if number is None else number
+
+
+def _check_phase_keys(values: Mapping[str, Any]) -> None:
+    """Refuse keys that a phase itself sets though they are the run's alone."""
+    for phase, refused in _NOT_IN_PHASE.items():
+        for key in values.get(phase) or ():
+            if key in refused:
+                raise RequestError(f"recipe key '{phase}.{key}' cannot be set, only the run has it: leave it out")
 
 
 def _check_starting_point(values: Mapping[str, Any]) -> None:
