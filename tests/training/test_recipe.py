@@ -9,7 +9,7 @@ from diffmix.errors import RequestError
 from diffmix.models import DiffmixConfig, DiffmixForSequenceClassification
 from diffmix.tasks.long_range_arena.curriculum import EASIER, EASIER_IMAGES
 from diffmix.tasks.long_range_arena.generated import GENERATED
-from diffmix.training.recipe import Recipe, load_recipe, recipe_from_mapping, shipped_recipes
+from diffmix.training.recipe import Recipe, load_recipe, model_key_defaults, recipe_from_mapping, shipped_recipes
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -311,6 +311,16 @@ def test_an_unknown_model_is_refused_without_keys_of_its_own_too(model):
         load_recipe("digits", [f"model={model}"])
 
 
+def test_a_family_without_working_defaults_is_refused():
+    with pytest.raises(RequestError, match=r"model=nougat cannot be made from keys .*: set another model"):
+        load_recipe("digits", ["model=nougat", "num_hidden_layers=1"])
+
+
+def test_a_key_that_differs_from_layer_to_layer_is_left_out():
+    assert "head_dim" not in model_key_defaults("gemma4_text")
+    assert load_recipe("digits", ["model=gemma4_text", "num_hidden_layers=1"]).config["num_hidden_layers"] == 1
+
+
 @pytest.mark.parametrize(
     ("phase", "key", "value"),
     [
@@ -318,6 +328,8 @@ def test_an_unknown_model_is_refused_without_keys_of_its_own_too(model):
         ("pretraining", "init_from", "somewhere"),
         ("pretraining", "pretraining", "{epochs: 1}"),
         ("pretraining", "self_training", "{epochs: 1}"),
+        ("pretraining", "label_column", "other"),
+        ("self_training", "stream", "true"),
         ("self_training", "validation_fraction", "0.01"),
         ("self_training", "task", "sst2"),
         ("self_training", "pretraining", "{epochs: 1}"),

@@ -6,6 +6,7 @@ A recipe is a YAML file with the training keys listed in `Recipe` and, beside th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -28,9 +29,10 @@ PHASES = ("pretraining", "self_training")  # keys that hold a recipe's changes f
 _SHARED = ("model", "tokenizer", "class_token")  # keys that a phase shares with what starts from its weights
 
 # What a phase shares with the run, or does not do: keys that its mapping may not hold.
+_CUT = ("validation_fraction", "stream", "text_column", "pair_column", "label_column")  # which rows are held out
 _NOT_IN_PHASE = {
-    "pretraining": ("validation_fraction", "init_from", *PHASES),
-    "self_training": ("validation_fraction", "task", *PHASES),
+    "pretraining": (*_CUT, "init_from", *PHASES),
+    "self_training": (*_CUT, "task", *PHASES),
 }
 
 # What a model learns from its data is not a choice of the recipe.
@@ -275,9 +277,18 @@ def model_key_defaults(model: str) -> dict[str, Any]:
     from transformers import PreTrainedConfig
 
     config_class = _config_class(model)
-    config = config_class()
-    own = {*config.to_dict(), *config_class.attribute_map} - set(PreTrainedConfig().to_dict())
-    return {key: getattr(config, key) for key in sorted(own) if key not in _FOLLOWS and hasattr(config, key)}
+    try:
+        config = config_class()
+    except Exception as error:  # of any kind: families check their own defaults, and a few do not pass
+        reason = " ".join(str(error).split())[:160].rstrip(". ")
+        raise RequestError(f"model={model} cannot be made from keys ({reason}): set another model") from None
+    defaults = {}
+    for key in sorted(
+        {*config.to_dict(), *config_class.attribute_map} - set(PreTrainedConfig().to_dict()) - set(_FOLLOWS)
+    ):
+        with contextlib.suppress(AttributeError, RuntimeError):  # RuntimeError: it differs from layer to layer
+            defaults[key] = getattr(config, key)
+    return defaults
 
 
 def _config_class(model: str) -> Any:
