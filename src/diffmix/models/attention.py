@@ -26,7 +26,8 @@ def register_attention() -> None:
 
     `heat_kernel`: the time t of `diffmix.ops.heat_kernel_attention`, `dot` form, is the call's `heat_time`, else
     `config.heat_time` (a number, or one for each layer), else 1 / (2·scaling), which is the model's own attention: the swap alone
-    changes nothing.
+    changes nothing. Families whose decoders leave it to their mask whether they are causal (BigBirdPegasus, NLLB-MoE, Pegasus-X)
+    are refused where there is no mask.
 
         register_attention()
         model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="heat_kernel")

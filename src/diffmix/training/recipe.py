@@ -271,21 +271,24 @@ def _culprit(before: Any, after: Any) -> str:
 
 
 def model_key_defaults(model: str) -> dict[str, Any]:
-    """The configuration keys that a recipe may set for `model`, with their defaults. Raises RequestError where it is unknown."""
+    """The configuration keys that a recipe may set for `model`, with their defaults.
+
+    Raises RequestError where the model is unknown, or has no defaults that work.
+    """
     if model == "tfidf":
         return {}
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import PreTrainedConfig
 
     config_class = _config_class(model)
     try:
         config = config_class()
-    except Exception as error:  # of any kind: families check their own defaults, and a few do not pass
+    except (ValueError, StrictDataclassError) as error:  # a few families' defaults do not pass their own checks
         reason = " ".join(str(error).split())[:160].rstrip(". ")
         raise RequestError(f"model={model} cannot be made from keys ({reason}): set another model") from None
+    own = {*config.to_dict(), *config_class.attribute_map} - set(PreTrainedConfig().to_dict())
     defaults = {}
-    for key in sorted(
-        {*config.to_dict(), *config_class.attribute_map} - set(PreTrainedConfig().to_dict()) - set(_FOLLOWS)
-    ):
+    for key in sorted(own - set(_FOLLOWS)):
         with contextlib.suppress(AttributeError, RuntimeError):  # RuntimeError: it differs from layer to layer
             defaults[key] = getattr(config, key)
     return defaults
@@ -349,10 +352,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
 def _checked_config(model: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
     """What is left of a recipe's mapping must be keys of the model's configuration."""
     if not mapping:
-        if model not in (
-            "diffmix",
-            "tfidf",
-        ):  # the two that are there for certain, without an import that takes seconds
+        if model not in ("diffmix", "tfidf"):  # these two are there for certain: no import that takes seconds
             _config_class(model)
         return {}
     defaults = model_key_defaults(model)
